@@ -1,0 +1,165 @@
+package redistore_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore"
+)
+
+var (
+	client   redis.UniversalClient
+	key      = []byte("32 random bytes, kept as a secret")
+	oldKey   = []byte("32 random bytes of the year before")
+	blockKey = []byte("32 bytes to encrypt the ID with.")
+	store    = redistore.New(client, key)
+)
+
+// startRedis stands for a Redis that is already there.
+func startRedis() (redis.UniversalClient, func()) {
+	mini, err := miniredis.Run()
+	if err != nil {
+		panic(err)
+	}
+	return redis.NewClient(&redis.Options{Addr: mini.Addr()}), mini.Close
+}
+
+// A handler that was written for sessions.CookieStore works as it is.
+func Example() {
+	client, stop := startRedis()
+	defer stop()
+	store := redistore.New(client, []byte("32 random bytes, kept as a secret"))
+
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session")
+		if errors.Is(err, redistore.ErrNotLoaded) {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		visits, _ := session.Values["visits"].(int)
+		session.Values["visits"] = visits + 1
+		if err := session.Save(r, w); err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "visits:", visits+1)
+	}
+
+	var cookie string
+	for range 3 {
+		r, w := httptest.NewRequest("GET", "/", nil), httptest.NewRecorder()
+		r.Header.Set("Cookie", cookie)
+		handler(w, r)
+		cookie = w.Result().Cookies()[0].Name + "=" + w.Result().Cookies()[0].Value
+		fmt.Print(w.Body)
+	}
+	// Output:
+	// visits: 1
+	// visits: 2
+	// visits: 3
+}
+
+func ExampleNew() {
+	client := redis.NewClient(&redis.Options{
+		Addr:                  "localhost:6379",
+		ContextTimeoutEnabled: true,
+	})
+	store := redistore.New(client, key)
+	_ = store
+}
+
+// The first pair signs new cookies, all pairs verify old ones.
+func ExampleNew_keyRotation() {
+	store := redistore.New(client, key, blockKey, oldKey, nil)
+	_ = store
+}
+
+func ExampleStore() {
+	store := redistore.New(client, key)
+	store.KeyPrefix = "shop_session_"
+	store.Options.Domain = "example.com"
+	store.Options.MaxAge = 7 * 24 * 60 * 60 // 7 days
+	store.IdleTimeout = 12 * time.Hour
+	store.AbsoluteTimeout = 30 * 24 * time.Hour
+	store.Serializer = redistore.JSONSerializer{}
+}
+
+// At login the session gets a new ID, and the old one is dead: whoever planted or
+// stole it is left outside.
+func ExampleStore_Renew() {
+	login := func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session")
+		if errors.Is(err, redistore.ErrNotLoaded) {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		session.Values["user"] = "ann"
+		if err := store.Renew(r, w, session); err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+	}
+	_ = login
+}
+
+// To log out, save with MaxAge -1. This works even if Get could not load the
+// session.
+func ExampleStore_Save_logout() {
+	logout := func(w http.ResponseWriter, r *http.Request) {
+		session, _ := store.Get(r, "session")
+		session.Options.MaxAge = -1
+		if err := session.Save(r, w); err != nil {
+			// The cookie is gone, but Redis could not be told.
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		}
+	}
+	_ = logout
+}
+
+func ExampleJSONSerializer() {
+	session := sessions.NewSession(nil, "session")
+	session.Values["user"] = "ann"
+	session.Values["visits"] = 3
+	data, _ := redistore.JSONSerializer{}.Serialize(session)
+	fmt.Println(string(data))
+
+	session.Values["raw"] = []byte{1, 2, 3}
+	_, err := redistore.JSONSerializer{}.Serialize(session)
+	fmt.Println(err)
+	// Output:
+	// {"user":"ann","visits":3}
+	// json: Values["raw"]: []byte would come back as base64 text
+}
+
+// Handlers are tested on an embedded Redis, with no server to start.
+func Example_testing() {
+	mini, err := miniredis.Run() // in a test: miniredis.RunT(t)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return
+	}
+	defer mini.Close()
+	store := redistore.New(redis.NewClient(&redis.Options{Addr: mini.Addr()}), key)
+
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest("GET", "/", nil)
+	session, _ := store.Get(r, "session")
+	session.Options.MaxAge = 60
+	session.Save(r, w)
+
+	fmt.Println(len(mini.Keys()))
+	mini.FastForward(time.Minute)
+	fmt.Println(len(mini.Keys()))
+	// Output:
+	// 1
+	// 0
+}

@@ -1,0 +1,178 @@
+package redistore
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/gob"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"unicode/utf8"
+
+	"github.com/gorilla/sessions"
+)
+
+// Serializer turns a session's Values into bytes and back. It has the methods that
+// boj/redistore and rbcervilla/redisstore ask for, so one written for those works
+// here.
+//
+// Deserialize sets session.Values, and returns an error for any bytes that
+// Serialize did not make. Both may be called by many goroutines at once. session.ID
+// is the ID under which the bytes are stored.
+type Serializer interface {
+	Serialize(session *sessions.Session) ([]byte, error)
+	Deserialize(data []byte, session *sessions.Session) error
+}
+
+// GobSerializer is the default: it gives back every value with its own type. Types
+// other than the basic ones must be registered with [gob.Register], in every
+// program that reads the session, before the first request.
+type GobSerializer struct{}
+
+// Serialize encodes session.Values as one gob.
+func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
+	var buf bytes.Buffer
+	if err := gob.NewEncoder(&buf).Encode(session.Values); err != nil {
+		return nil, fmt.Errorf("gob: %w", err)
+	}
+	return buf.Bytes(), nil
+}
+
+// Deserialize decodes what Serialize made. On an error session.Values is as it was.
+func (GobSerializer) Deserialize(data []byte, session *sessions.Session) error {
+	var values map[any]any // a fresh one: gob leaves half of a broken value behind
+	r := bytes.NewReader(data)
+	if err := gob.NewDecoder(r).Decode(&values); err != nil {
+		return fmt.Errorf("gob: %w", err)
+	}
+	if r.Len() > 0 {
+		return fmt.Errorf("gob: %d bytes after the value", r.Len())
+	}
+	session.Values = values
+	return nil
+}
+
+// JSONSerializer stores session.Values as one JSON object, which other languages
+// can read. Values come back as encoding/json's own types: numbers as float64,
+// slices as []any, structs and maps as map[string]any.
+//
+// Beyond that change of type nothing is lost: Serialize refuses, with an error that
+// names the key, what would come back as another value. These are keys that are
+// not strings, text that is not valid UTF-8, []byte, NaN and infinities, and
+// integers beyond ±2^53. Types with their own MarshalJSON or MarshalText, such as
+// time.Time, are taken at their word.
+type JSONSerializer struct{}
+
+// Serialize encodes session.Values as one JSON object.
+func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
+	object := make(map[string]any, len(session.Values))
+	for k, v := range session.Values {
+		key, ok := k.(string)
+		if !ok {
+			return nil, fmt.Errorf("json: Values[%#v]: the key is %T, JSON has only string keys", k, k)
+		}
+		if !utf8.ValidString(key) {
+			return nil, fmt.Errorf("json: Values[%q]: the key is not valid UTF-8", key)
+		}
+		object[key] = v
+	}
+	data, err := json.Marshal(object)
+	for key, v := range object {
+		if err != nil { // by now it is known that there are no cycles
+			if _, err := json.Marshal(v); err != nil {
+				return nil, fmt.Errorf("json: Values[%q]: %w", key, err)
+			}
+			continue
+		}
+		if lost := jsonLoses(reflect.ValueOf(v), 1); lost != "" {
+			return nil, fmt.Errorf("json: Values[%q]: %s", key, lost)
+		}
+	}
+	return data, err
+}
+
+// Deserialize decodes what Serialize made. On an error session.Values is as it was.
+func (JSONSerializer) Deserialize(data []byte, session *sessions.Session) error {
+	var object map[string]any
+	if err := json.Unmarshal(data, &object); err != nil {
+		return fmt.Errorf("json: %w", err)
+	}
+	if object == nil {
+		return errors.New("json: null is not an object")
+	}
+	values := make(map[any]any, len(object))
+	for k, v := range object {
+		values[k] = v
+	}
+	session.Values = values
+	return nil
+}
+
+var (
+	jsonMarshaler = reflect.TypeFor[json.Marshaler]()
+	textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
+)
+
+// jsonLoses says what of a value JSON would not give back, or nothing. The value
+// is one that encoding/json has encoded, so it has no cycles.
+func jsonLoses(v reflect.Value, depth int) string {
+	const exact = 1 << 53 // the integers up to here are float64s too
+	if !v.IsValid() || v.Type().Implements(jsonMarshaler) || v.Type().Implements(textMarshaler) {
+		return ""
+	}
+	if depth == 10_000 {
+		return "nested deeper than encoding/json reads"
+	}
+	switch v.Kind() {
+	case reflect.String:
+		if !utf8.ValidString(v.String()) {
+			return "the text is not valid UTF-8"
+		}
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		if n := v.Int(); n > exact || n < -exact {
+			return fmt.Sprintf("%d is beyond 2^53 and would be rounded", n)
+		}
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
+		if n := v.Uint(); n > exact {
+			return fmt.Sprintf("%d is beyond 2^53 and would be rounded", n)
+		}
+	case reflect.Pointer, reflect.Interface:
+		return jsonLoses(v.Elem(), depth)
+	case reflect.Slice:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			return "[]byte would come back as base64 text"
+		}
+		return jsonLosesAny(v.Seq2(), depth)
+	case reflect.Array:
+		return jsonLosesAny(v.Seq2(), depth)
+	case reflect.Map:
+		if v.Type().Key().Kind() != reflect.String {
+			return fmt.Sprintf("%s has keys that are not strings", v.Type())
+		}
+		return jsonLosesAny(v.Seq2(), depth)
+	case reflect.Struct:
+		for field, value := range v.Fields() {
+			if field.Tag.Get("json") == "-" || !field.IsExported() && !field.Anonymous {
+				continue
+			}
+			if lost := jsonLoses(value, depth+1); lost != "" {
+				return field.Name + ": " + lost
+			}
+		}
+	}
+	return ""
+}
+
+// jsonLosesAny looks at every element, and at every key.
+func jsonLosesAny(elements func(func(k, v reflect.Value) bool), depth int) string {
+	for k, v := range elements {
+		if lost := jsonLoses(k, depth); lost != "" {
+			return lost
+		}
+		if lost := jsonLoses(v, depth+1); lost != "" {
+			return lost
+		}
+	}
+	return ""
+}

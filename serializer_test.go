@@ -1,0 +1,141 @@
+package redistore
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/sessions"
+)
+
+func TestFlashesSurvive(t *testing.T) {
+	for _, z := range []Serializer{GobSerializer{}, JSONSerializer{}} {
+		store := New(startMini(t).client(t), hashKey)
+		store.Serializer = z
+		dropIn["flashes are read once"](t, store, nil)
+	}
+}
+
+// TestJSONGivesBackWhatItTook shows which values change their type, and that the
+// others are refused.
+func TestJSONGivesBackWhatItTook(t *testing.T) {
+	type named string
+	type inner struct{ Raw []byte }
+	type skipped struct {
+		Shown  int
+		Hidden []byte `json:"-"`
+		inner  int
+	}
+	when := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	var nowhere *inner
+	loop := map[string]any{}
+	loop["loop"] = loop
+	deep := any("deep")
+	for range 10_001 {
+		deep = []any{deep}
+	}
+	for _, c := range []struct {
+		key, value, want any // want is the value that comes back, or an error with the text
+	}{
+		{"k", "text <&> \u2028 ü", "text <&> \u2028 ü"},
+		{"k", nil, nil},
+		{"k", true, true},
+		{"k", 42, 42.0},
+		{"k", 1.5, 1.5},
+		{"k", int64(1 << 53), float64(1 << 53)},
+		{"k", uint8(7), 7.0},
+		{"k", named("text"), "text"},
+		{"k", []string{"a", "b"}, []any{"a", "b"}},
+		{"k", [2]byte{1, 2}, []any{1.0, 2.0}},
+		{"k", map[string]int{"a": 1}, map[string]any{"a": 1.0}},
+		{"k", skipped{Shown: 1, inner: 2}, map[string]any{"Shown": 1.0}},
+		{"k", nowhere, nil},
+		{"k", when, "2026-01-02T03:04:05Z"},
+		{"ü", "key", "key"},
+
+		{42, "v", fmt.Errorf("Values[42]: the key is int")},
+		{named("k"), "v", fmt.Errorf(`Values["k"]: the key is redistore.named`)},
+		{"\xff", "v", fmt.Errorf(`Values["\xff"]: the key is not valid UTF-8`)},
+		{"k", "\xff", fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
+		{"k", []byte("raw"), fmt.Errorf(`Values["k"]: []byte`)},
+		{"k", math.NaN(), fmt.Errorf(`Values["k"]: json: unsupported value: NaN`)},
+		{"k", math.Inf(1), fmt.Errorf(`Values["k"]: json: unsupported value: +Inf`)},
+		{"k", int64(1<<53 + 1), fmt.Errorf(`Values["k"]: 9007199254740993 is beyond 2^53`)},
+		{"k", int64(math.MinInt64), fmt.Errorf(`Values["k"]: -9223372036854775808 is beyond`)},
+		{"k", uint64(math.MaxUint64), fmt.Errorf(`Values["k"]: 18446744073709551615 is beyond`)},
+		{"k", make(chan int), fmt.Errorf(`Values["k"]: json: unsupported type: chan int`)},
+		{"k", func() {}, fmt.Errorf(`Values["k"]: json: unsupported type`)},
+		{"k", loop, fmt.Errorf(`Values["k"]: json: unsupported value: encountered a cycle`)},
+		{"k", deep, fmt.Errorf(`Values["k"]: nested deeper`)},
+		{"k", map[int]string{1: "a"}, fmt.Errorf(`Values["k"]: map[int]string has keys that are not strings`)},
+		{"k", map[string]string{"\xff": "a"}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
+		{"k", []any{1, []any{"\xff"}}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
+		{"k", [1]string{"\xff"}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
+		{"k", &inner{[]byte("raw")}, fmt.Errorf(`Values["k"]: Raw: []byte`)},
+	} {
+		s := sessions.NewSession(nil, "s")
+		s.Values["other"] = "fine"
+		s.Values[c.key] = c.value
+		data, err := JSONSerializer{}.Serialize(s)
+		if want, ok := c.want.(error); ok {
+			if err == nil || !strings.Contains(err.Error(), want.Error()) {
+				t.Errorf("%.20v: got %s, error %v, want %q in it", c.value, data, err, want)
+			}
+			continue
+		}
+		must(t, err)
+		got := sessions.NewSession(nil, "s")
+		must(t, JSONSerializer{}.Deserialize(data, got))
+		equal(t, "Values", fmt.Sprintf("%#v", got.Values), fmt.Sprintf("%#v", map[any]any{"other": "fine", c.key: c.want}))
+	}
+}
+
+func TestJSONReadsOnlyObjects(t *testing.T) {
+	for _, data := range []string{"", "null", "[]", "1", `"text"`, `{"a":1}{`, `{"a":1`} {
+		s := sessions.NewSession(nil, "s")
+		if err := (JSONSerializer{}).Deserialize([]byte(data), s); err == nil || len(s.Values) != 0 {
+			t.Errorf("%s: error %v, Values %v", data, err, s.Values)
+		}
+	}
+}
+
+func TestGobSaysWhatItCannotEncode(t *testing.T) {
+	type unregistered struct{ A int }
+	s := sessions.NewSession(nil, "s")
+	s.Values["k"] = unregistered{1}
+	_, err := GobSerializer{}.Serialize(s)
+	wantText(t, err, "gob: ")
+	wantText(t, err, "unregistered")
+	s.Values = nil
+	data, err := GobSerializer{}.Serialize(s)
+	must(t, err)
+	must(t, GobSerializer{}.Deserialize(data, s))
+	s.Values["k"] = 1 // not a nil map
+}
+
+func FuzzGob(f *testing.F) { fuzzDeserialize(f, GobSerializer{}) }
+
+func FuzzJSON(f *testing.F) { fuzzDeserialize(f, JSONSerializer{}) }
+
+// fuzzDeserialize shows that bytes from anywhere give Values that can be stored
+// again, or an error and no Values; never a panic.
+func fuzzDeserialize(f *testing.F, z Serializer) {
+	s := sessions.NewSession(nil, "s")
+	s.Values["user"], s.Values["n"] = "ann", 42.0
+	s.AddFlash("flash")
+	data, err := z.Serialize(s)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add([]byte("null"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s := sessions.NewSession(nil, "s")
+		if err := z.Deserialize(data, s); err != nil && len(s.Values) != 0 {
+			t.Errorf("half of %q: %v", data, s.Values)
+		}
+	})
+}

@@ -1,0 +1,372 @@
+package redistore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+)
+
+var (
+	hashKey  = []byte("0123456789abcdef0123456789abcdef")
+	blockKey = []byte("fedcba9876543210fedcba9876543210")
+)
+
+// onServers runs a test on miniredis and on a real redis-server.
+func onServers(t *testing.T, test func(*testing.T, *server)) {
+	t.Run("miniredis", func(t *testing.T) {
+		t.Parallel()
+		test(t, startMini(t))
+	})
+	t.Run("redis-server", func(t *testing.T) {
+		t.Parallel()
+		test(t, startRedis(t))
+	})
+}
+
+// server is a Redis that nobody else uses.
+type server struct {
+	addr   string
+	mini   *miniredis.Miniredis // nil: the real thing
+	admin  *redis.Client        // to look at Redis behind the store's back
+	ahead  atomic.Int64         // nanoseconds that forward has gone
+	stop   func()
+	config []string
+}
+
+func startMini(t testing.TB) *server {
+	m := miniredis.RunT(t)
+	return (&server{addr: m.Addr(), mini: m}).ready(t)
+}
+
+// startRedis starts redis-server on a free loopback port, without persistence,
+// and ends it with the test.
+func startRedis(t *testing.T, config ...string) *server {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("redis-server is not on PATH: CI tests the real thing")
+		}
+		t.Skip("redis-server is not on PATH; to run this test too: apt-get install redis-server, or brew install redis")
+	}
+	s := &server{addr: freeAddr(t), config: config}
+	s.run(t)
+	return s.ready(t)
+}
+
+// run starts the process; on a server that was stopped, again.
+func (s *server) run(t *testing.T) {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(s.addr)
+	args := append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir()}, s.config...)
+	cmd := exec.Command("redis-server", args...)
+	out := &strings.Builder{}
+	cmd.Stdout = out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(ended)
+	}()
+	s.stop = sync.OnceFunc(func() {
+		cmd.Process.Kill()
+		<-ended
+	})
+	t.Cleanup(s.stop)
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if c, err := net.Dial("tcp", s.addr); err == nil {
+			c.Close()
+			return
+		}
+		select {
+		case <-ended:
+			t.Fatalf("redis-server ended:\n%s", out)
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("redis-server does not answer after 10 s")
+		}
+	}
+}
+
+func (s *server) ready(t testing.TB) *server {
+	s.admin = redis.NewClient(&redis.Options{Addr: s.addr, MaxRetries: -1})
+	t.Cleanup(func() { s.admin.Close() })
+	return s
+}
+
+func freeAddr(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// client returns a client of the server, set up as the README says.
+func (s *server) client(t testing.TB, change ...func(*redis.Options)) *redis.Client {
+	o := &redis.Options{Addr: s.addr, ContextTimeoutEnabled: true}
+	for _, c := range change {
+		c(o)
+	}
+	c := redis.NewClient(o)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// store returns a store that lives in the server's time, and a record of the
+// commands it sends.
+func (s *server) store(t *testing.T) (*Store, *recorder) {
+	c := s.client(t)
+	rec := &recorder{}
+	c.AddHook(rec)
+	store := New(c, hashKey)
+	store.now = s.now
+	return store, rec
+}
+
+func (s *server) now() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
+
+// forward lets time pass: what would have expired is gone, all else has that much
+// less time left.
+func (s *server) forward(t *testing.T, d time.Duration) {
+	t.Helper()
+	s.ahead.Add(int64(d))
+	if s.mini != nil {
+		s.mini.FastForward(d)
+		return
+	}
+	must(t, s.admin.Eval(t.Context(), `
+		for _, k in ipairs(redis.call("KEYS", "*")) do
+			local left = redis.call("PTTL", k)
+			if left >= 0 then redis.call("PEXPIRE", k, left - ARGV[1]) end
+		end
+		return 1`, nil, d.Milliseconds()).Err())
+}
+
+func (s *server) keys(t *testing.T) []string {
+	t.Helper()
+	keys, err := s.admin.Keys(t.Context(), "*").Result()
+	must(t, err)
+	slices.Sort(keys)
+	return keys
+}
+
+// only returns the value of the single key that Redis holds.
+func (s *server) only(t *testing.T) (key, value string) {
+	t.Helper()
+	keys := s.keys(t)
+	if len(keys) != 1 {
+		t.Fatalf("Redis holds %q, want one key", keys)
+	}
+	value, err := s.admin.Get(t.Context(), keys[0]).Result()
+	must(t, err)
+	return keys[0], value
+}
+
+func (s *server) ttl(t *testing.T, key string) time.Duration {
+	t.Helper()
+	ttl, err := s.admin.TTL(t.Context(), key).Result()
+	must(t, err)
+	return ttl
+}
+
+// recorder is a hook that writes down each command by its name, and a pipeline as
+// one entry: "[set del]". Where fail is set, a command may fail instead.
+type recorder struct {
+	mu   sync.Mutex
+	seen []string
+	fail func(name string) error
+}
+
+func (h *recorder) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *recorder) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if err := h.record(cmd.Name()); err != nil {
+			cmd.SetErr(err)
+			return err
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (h *recorder) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		var names []string
+		for _, c := range cmds {
+			names = append(names, c.Name())
+		}
+		if err := h.record("[" + strings.Join(names, " ") + "]"); err != nil {
+			for _, c := range cmds {
+				c.SetErr(err)
+			}
+			return err
+		}
+		return next(ctx, cmds)
+	}
+}
+
+func (h *recorder) record(name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if name == "hello" || strings.HasPrefix(strings.TrimPrefix(name, "["), "client") {
+		return nil // the handshake of a new connection is not the store's
+	}
+	h.seen = append(h.seen, name)
+	if h.fail != nil {
+		return h.fail(name)
+	}
+	return nil
+}
+
+// take returns what was seen since the last take.
+func (h *recorder) take() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	seen := strings.Join(h.seen, " ")
+	h.seen = nil
+	return seen
+}
+
+// failOnce makes the next command of that name fail.
+func (h *recorder) failOnce(name string, err error) {
+	h.fail = func(n string) error {
+		if n != name {
+			return nil
+		}
+		h.fail = nil
+		return err
+	}
+}
+
+// lossy makes connections whose replies can be lost after Redis has done its work.
+type lossy struct{ replies atomic.Int64 } // how many to lose
+
+func (l *lossy) options(o *redis.Options) {
+	o.MinRetryBackoff, o.MaxRetryBackoff = time.Microsecond, time.Millisecond
+	dial := redis.NewDialer(o)
+	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		return &lossyConn{c, l}, err
+	}
+}
+
+type lossyConn struct {
+	net.Conn
+	l *lossy
+}
+
+func (c *lossyConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && c.l.replies.Add(-1) >= 0 {
+		c.Close()
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// browser keeps the cookies it is given, by name, whatever their attributes.
+type browser map[string]string
+
+// request returns a request with the browser's cookies.
+func (b browser) request(t *testing.T) *http.Request {
+	r := httptest.NewRequestWithContext(t.Context(), "GET", "https://example.com/", nil)
+	for name, value := range b {
+		r.AddCookie(&http.Cookie{Name: name, Value: value})
+	}
+	return r
+}
+
+// keep takes what the response sets.
+func (b browser) keep(w *httptest.ResponseRecorder) {
+	for _, c := range w.Result().Cookies() {
+		if b[c.Name] = c.Value; c.MaxAge < 0 {
+			delete(b, c.Name)
+		}
+	}
+}
+
+// visit makes one request, lets the handler work on the session "s", and keeps the
+// cookies.
+func (b browser) visit(t *testing.T, store sessions.Store, handler func(*http.Request, http.ResponseWriter, *sessions.Session)) *httptest.ResponseRecorder {
+	t.Helper()
+	r, w := b.request(t), httptest.NewRecorder()
+	session, err := store.Get(r, "s")
+	must(t, err)
+	handler(r, w, session)
+	b.keep(w)
+	return w
+}
+
+// login saves user=ann in a new session.
+func login(t *testing.T, store sessions.Store) browser {
+	t.Helper()
+	b := browser{}
+	b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+		s.Values["user"] = "ann"
+		must(t, s.Save(r, w))
+	})
+	return b
+}
+
+// get loads the session "s" as the browser's next request would.
+func (b browser) get(t *testing.T, store sessions.Store) (*sessions.Session, *http.Request, *httptest.ResponseRecorder) {
+	t.Helper()
+	r := b.request(t)
+	session, err := store.Get(r, "s")
+	must(t, err)
+	return session, r, httptest.NewRecorder()
+}
+
+// user says who is logged in: "" for nobody.
+func (b browser) user(t *testing.T, store sessions.Store) string {
+	t.Helper()
+	session, _, _ := b.get(t, store)
+	user, _ := session.Values["user"].(string)
+	if session.IsNew != (user == "") {
+		t.Errorf("IsNew is %t for user %q", session.IsNew, user)
+	}
+	return user
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantErr(t *testing.T, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("got error %v, want %v", err, want)
+	}
+}
+
+func equal[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
