@@ -137,7 +137,7 @@ func ExampleJSONSerializer() {
 	fmt.Println(err)
 	// Output:
 	// {"user":"ann","visits":3}
-	// json: Values["raw"]: []byte would come back as base64 text
+	// JSONSerializer: Values["raw"]: []byte would come back as base64 text
 }
 
 // Handlers are tested on an embedded Redis, with no server to start.

@@ -85,8 +85,8 @@ const (
 // the first request, and use it from any number of goroutines after that. It
 // never closes the client.
 //
-// Every call is one Redis command and takes 5 seconds at most, if the client was
-// made with ContextTimeoutEnabled. Reads end with the request's context; writes do
+// Every call is one Redis command (Renew: one transaction) and takes 5 seconds at
+// most, if the client was made with ContextTimeoutEnabled. Reads end with the request's context; writes do
 // not, because a client that hangs up must not be able to half-cancel a logout.
 type Store struct {
 	// Codecs sign the session ID, and encrypt it where an encryption key was given.
@@ -187,7 +187,7 @@ func (s *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 // callers want Get.
 func (s *Store) New(r *http.Request, name string) (*sessions.Session, error) {
 	session := sessions.NewSession(s, name)
-	return session, s.open(r, session, s.read)
+	return session, s.open(s, r, session)
 }
 
 // Save writes the session and then sets the cookie. Call it before the response
@@ -197,23 +197,11 @@ func (s *Store) New(r *http.Request, name string) (*sessions.Session, error) {
 // Options.MaxAge < 0 ends the session: it is deleted and the cookie expired, which
 // happens even when Redis cannot be reached; the error tells.
 //
-// Setting ID to "" before Save is the same as [Store.Renew]. IDs are otherwise the
-// store's own to make.
+// Setting the ID of a loaded session to "" before Save is the same as [Store.Renew].
+// Where the session could not be loaded, it starts afresh: the stored value stays,
+// out of reach, until it expires. IDs are otherwise the store's own to make.
 func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	if err := s.prepare(session); err != nil {
-		return err
-	}
-	switch {
-	case session.Options.MaxAge < 0:
-		return s.end(r, w, session)
-	case session.ID == "" && !session.IsNew:
-		return s.renew(r, w, session)
-	case s.unread(r, session):
-		return ErrNotLoaded
-	case session.ID == "":
-		return s.write(r, w, session, s.newID(), s.create)
-	}
-	return s.write(r, w, session, session.ID, s.overwrite)
+	return s.save(s, r, w, session, false)
 }
 
 // Renew saves the session under a new ID and ends the old one, without a grace
@@ -221,32 +209,21 @@ func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.S
 // of Save at login and whenever privileges change (OWASP ASVS 5.0, 7.2.4). A
 // request that is already under way with the old cookie gets ErrGone from its Save.
 //
-// If Renew fails with a network error after Redis was reached, the old session may
-// be over too: the user has to log in again.
+// If the connection fails during Renew, the old session may be over too: the user has
+// to log in again.
 func (s *Store) Renew(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	if err := s.prepare(session); err != nil {
-		return err
-	}
-	switch {
-	case session.Options.MaxAge < 0:
-		return s.end(r, w, session)
-	case s.unread(r, session):
-		return ErrNotLoaded
-	case session.ID == "" && session.IsNew:
-		return s.write(r, w, session, s.newID(), s.create)
-	}
-	return s.renew(r, w, session)
+	return s.save(s, r, w, session, true)
 }
 
 // Touch extends the session by its MaxAge, in Redis and in the browser, without
 // sending the values. A session that Redis does not have, or that was never saved,
 // is ErrGone.
 func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	if err := s.prepare(session); err != nil {
+	if err := s.prepare(s, session); err != nil {
 		return err
 	}
 	if session.Options.MaxAge < 0 {
-		return s.end(r, w, session)
+		return s.end(s, r, w, session)
 	}
 	cookie, err := s.cookie(session)
 	if err != nil {
@@ -269,61 +246,93 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 	return nil
 }
 
-// open fills a session from the first of the request's cookies that names one
-// which read finds.
-func (s *Store) open(r *http.Request, session *sessions.Session, read func(*http.Request, string) ([]byte, error)) error {
+// backend is what [LockingStore] does in its own way. The session's ID is that of
+// the record.
+type backend interface {
+	check() error
+	read(r *http.Request, session *sessions.Session) ([]byte, error) // redis.Nil: no such record
+	create(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
+	overwrite(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
+	replace(old []string) writer
+	remove(r *http.Request, id string) error
+}
+
+// writer stores data for ttl, or refuses.
+type writer func(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
+
+// open fills a session from the first of the request's cookies that names one.
+func (s *Store) open(b backend, r *http.Request, session *sessions.Session) error {
 	session.IsNew = true
-	session.Options = s.options()
-	if err := s.check(); err != nil {
+	if err := b.check(); err != nil {
 		return err
 	}
+	session.Options = s.options()
 	ids, invalid := s.ids(r, session.Name())
 	for _, id := range ids {
-		err := s.load(r, session, id, read)
+		session.ID = id
+		err := s.load(b, r, session)
 		if errors.Is(err, redis.Nil) {
+			session.ID = ""
 			continue
 		}
 		if err != nil {
 			return &loadError{err}
 		}
+		session.IsNew = false
 		return nil
 	}
 	return invalid
 }
 
-// load reads one session. On an error other than redis.Nil the session keeps the
-// ID, and no values: that is how Save tells that it was never read.
-func (s *Store) load(r *http.Request, session *sessions.Session, id string, read func(*http.Request, string) ([]byte, error)) error {
-	if s.lifetime(id, maxLifetime) <= 0 {
+// load reads the session of that ID. An error other than redis.Nil leaves it the
+// ID, and no values: that is how save tells that it was never read.
+func (s *Store) load(b backend, r *http.Request, session *sessions.Session) error {
+	if s.lifetime(session.ID, maxLifetime) <= 0 {
 		return redis.Nil
 	}
-	data, err := read(r, id)
-	if errors.Is(err, redis.Nil) {
-		return err
-	}
-	session.ID = id
+	data, err := b.read(r, session)
 	if err == nil {
 		err = s.Serializer.Deserialize(data, session)
 	}
-	if err != nil {
+	if err != nil || session.Values == nil {
 		session.Values = make(map[any]any) // never half of them
-		return err
 	}
-	if session.Values == nil {
-		session.Values = make(map[any]any)
-	}
-	session.IsNew = false
-	return nil
+	return err
 }
 
-// read returns what Redis holds, or redis.Nil.
-func (s *Store) read(r *http.Request, id string) ([]byte, error) {
+// read returns what Redis holds.
+func (s *Store) read(r *http.Request, session *sessions.Session) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
+	key := s.key(session.ID)
 	if s.IdleTimeout > 0 {
-		return s.client.GetEx(ctx, s.key(id), s.lifetime(id, maxLifetime)).Bytes()
+		return s.client.GetEx(ctx, key, s.lifetime(session.ID, maxLifetime)).Bytes()
 	}
-	return s.client.Get(ctx, s.key(id)).Bytes()
+	return s.client.Get(ctx, key).Bytes()
+}
+
+// save decides what becomes of a session; renew: that its ID changes.
+func (s *Store) save(b backend, r *http.Request, w http.ResponseWriter, session *sessions.Session, renew bool) error {
+	if err := s.prepare(b, session); err != nil {
+		return err
+	}
+	switch {
+	case session.Options.MaxAge < 0:
+		return s.end(b, r, w, session)
+	case s.unread(r, session):
+		return ErrNotLoaded
+	case session.ID == "" && session.IsNew:
+		return s.write(r, w, session, s.newID(), b.create)
+	case session.ID == "" || renew:
+		old := []string{session.ID}
+		if session.ID == "" {
+			// The handler cleared it: the request's cookies have it. All of them end, so
+			// that a planted one does not ride along.
+			old, _ = s.ids(r, session.Name())
+		}
+		return s.write(r, w, session, s.newID(), b.replace(old))
+	}
+	return s.write(r, w, session, session.ID, b.overwrite)
 }
 
 // unread tells whether the session is one that Get could not load: it is new, yet
@@ -335,10 +344,6 @@ func (s *Store) unread(r *http.Request, session *sessions.Session) bool {
 	ids, _ := s.ids(r, session.Name())
 	return slices.Contains(ids, session.ID)
 }
-
-// writer puts data under a key, or refuses. It must not leave a key without an
-// expiry.
-type writer func(ctx context.Context, key string, data []byte, ttl time.Duration) error
 
 // write stores the session under id and then, only then, sets the cookie.
 func (s *Store) write(r *http.Request, w http.ResponseWriter, session *sessions.Session, id string, put writer) (err error) {
@@ -363,9 +368,7 @@ func (s *Store) write(r *http.Request, w http.ResponseWriter, session *sessions.
 	if ttl <= 0 {
 		return ErrGone
 	}
-	ctx, cancel := detached(r)
-	defer cancel()
-	if err := put(ctx, s.key(id), data, ttl); err != nil {
+	if err := put(r, session, data, ttl); err != nil {
 		return err
 	}
 	setCookie(w, cookie)
@@ -374,93 +377,113 @@ func (s *Store) write(r *http.Request, w http.ResponseWriter, session *sessions.
 
 // create needs no NX: nobody else can draw the same 256 bits, and a repeated NX
 // whose first reply was lost would deny its own success.
-func (s *Store) create(ctx context.Context, key string, data []byte, ttl time.Duration) error {
-	return failed("save", s.client.Set(ctx, key, data, ttl).Err())
+func (s *Store) create(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+	ctx, cancel := detached(r)
+	defer cancel()
+	return failed("save", s.client.Set(ctx, s.key(session.ID), data, ttl).Err())
 }
 
 // overwrite needs XX: a key that is gone was logged out or has expired, and must
 // not come back.
-func (s *Store) overwrite(ctx context.Context, key string, data []byte, ttl time.Duration) error {
-	err := s.client.SetArgs(ctx, key, data, redis.SetArgs{Mode: "XX", TTL: ttl}).Err()
+func (s *Store) overwrite(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+	ctx, cancel := detached(r)
+	defer cancel()
+	err := s.client.SetArgs(ctx, s.key(session.ID), data, redis.SetArgs{Mode: "XX", TTL: ttl}).Err()
 	if errors.Is(err, redis.Nil) {
 		return ErrGone
 	}
 	return failed("save", err)
 }
 
-// renew moves a session to a new ID.
-func (s *Store) renew(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	old := []string{session.ID}
-	if session.ID == "" {
-		// The handler cleared it: the request's cookies have it. All of them end, so
-		// that a planted one does not ride along.
-		old, _ = s.ids(r, session.Name())
-	}
-	put := s.create
-	if len(old) > 0 {
-		put = s.replace(old)
-	}
-	return s.write(r, w, session, s.newID(), put)
-}
-
-// replace writes the new key and deletes the old ones in one round trip. The
-// answer to DEL tells whether the session was still alive, so the client must not
-// repeat it by itself: after a lost reply it would find its own work and take it
-// for somebody's logout.
+// replace writes the new record and ends the old ones. The answer to DEL tells
+// whether the session was still alive.
 func (s *Store) replace(old []string) writer {
-	return func(ctx context.Context, key string, data []byte, ttl time.Duration) error {
-		var ended bool // an old session was alive, and we have ended it
-		var lost error // a reply that never came: DEL may have been done
+	if len(old) == 0 {
+		return s.create
+	}
+	return func(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+		ctx, cancel := detached(r)
+		defer cancel()
+		var lost error // a reply that never came: what the repeat finds may be its own work
 		for attempt := 1; ; attempt++ {
-			pipe := s.client.Pipeline()
-			set := pipe.Set(ctx, key, data, ttl)
-			dels := make([]*redis.IntCmd, len(old))
-			for i, id := range old {
-				dels[i] = redis.NewIntCmd(ctx, "del", s.key(id))
-				_ = pipe.Process(ctx, once{dels[i]})
-			}
-			_, err := pipe.Exec(ctx)
-			for _, del := range dels {
-				ended = ended || del.Val() > 0
-				if err := del.Err(); err != nil && !isReply(err) {
+			ended, err := s.swap(ctx, s.key(session.ID), data, ttl, old)
+			switch {
+			case err == nil && ended > 0:
+				return nil
+			case err == nil && lost == nil: // nothing to end: somebody else was first
+				err = ErrGone
+			case err == nil:
+				err = failed("renew", lost)
+			case attempt < maxAttempts && pause(ctx, attempt):
+				if !isReply(err) {
 					lost = err
 				}
-			}
-			switch {
-			case set.Err() == nil && ended:
-				return nil
-			case err == nil: // nothing to end: somebody else was first
-				err = lost
-			case attempt < maxAttempts && pause(ctx, attempt):
 				continue
+			default:
+				err = failed("renew", err)
 			}
-			s.client.Del(ctx, key) // nobody knows this ID; if this fails, it expires
-			if err == nil {
-				return ErrGone
-			}
-			return failed("renew", err)
+			s.client.Del(ctx, s.key(session.ID)) // nobody knows this ID; if this fails, it expires
+			return err
 		}
 	}
+}
+
+// swap sets the new key and deletes the old ones, and counts those. Nothing is
+// deleted where the new key was refused: a single server does both or neither, in
+// one round trip; where the keys may be on several, the second waits for the first.
+// The client must not repeat DEL by itself, see replace.
+func (s *Store) swap(ctx context.Context, key string, data []byte, ttl time.Duration, old []string) (ended int64, err error) {
+	dels := make([]*redis.IntCmd, len(old))
+	del := func(pipe redis.Pipeliner) error {
+		for i, id := range old {
+			dels[i] = redis.NewIntCmd(ctx, "del", s.key(id))
+			_ = pipe.Process(ctx, once{dels[i]})
+		}
+		return nil
+	}
+	if single, ok := s.client.(*redis.Client); ok {
+		var set *redis.StatusCmd
+		_, err = single.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
+			set = pipe.Set(ctx, key, data, ttl)
+			return del(pipe)
+		})
+		if why := set.Err(); why != nil {
+			err = why // err itself may only say that the transaction was given up
+		}
+	} else if err = s.client.Set(ctx, key, data, ttl).Err(); err == nil {
+		_, err = s.client.Pipelined(ctx, del)
+	}
+	for _, d := range dels {
+		if d != nil {
+			ended += d.Val()
+		}
+	}
+	return ended, err
+}
+
+// remove ends a session.
+func (s *Store) remove(r *http.Request, id string) error {
+	ctx, cancel := detached(r)
+	defer cancel()
+	return failed("delete", s.client.Del(ctx, s.key(id)).Err())
 }
 
 // end deletes the session and expires the cookie, which goes out even when Redis
 // cannot be reached: who logs out must not leave with a working cookie.
-func (s *Store) end(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	ids := []string{session.ID}
-	if session.ID == "" {
-		ids = nil
-		if !session.IsNew {
-			ids, _ = s.ids(r, session.Name()) // the handler cleared it
-		}
+func (s *Store) end(b backend, r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
+	var ids []string
+	switch {
+	case session.ID != "":
+		ids = []string{session.ID}
+	case !session.IsNew:
+		ids, _ = s.ids(r, session.Name()) // the handler cleared it
 	}
 	cookie, err := s.cookie(session)
 	if err == nil {
 		setCookie(w, cookie)
 	}
-	ctx, cancel := detached(r)
-	defer cancel()
 	for _, id := range ids {
-		err = errors.Join(err, failed("delete", s.client.Del(ctx, s.key(id)).Err()))
+		err = errors.Join(err, b.remove(r, id))
 	}
 	return err
 }
@@ -570,8 +593,8 @@ func addOnce(h http.Header, name, value string) {
 
 // prepare makes a session that the application built itself as good as one of
 // ours, or says why nothing can be saved.
-func (s *Store) prepare(session *sessions.Session) error {
-	if err := s.check(); err != nil {
+func (s *Store) prepare(b backend, session *sessions.Session) error {
+	if err := b.check(); err != nil {
 		return err
 	}
 	if session.Options == nil {
@@ -676,10 +699,15 @@ func isReply(err error) bool {
 
 // pause waits before the next attempt, and reports whether there is time for one.
 func pause(ctx context.Context, attempt int) bool {
+	return sleep(ctx, time.Duration(attempt)*10*time.Millisecond)
+}
+
+// sleep reports whether there was time for it.
+func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
 		return false
-	case <-time.After(time.Duration(attempt) * 10 * time.Millisecond):
+	case <-time.After(d):
 		return true
 	}
 }

@@ -231,14 +231,14 @@ func TestOneCommandPerCall(t *testing.T) {
 		must(t, store.Touch(r, w, s))
 		equal(t, "Touch", rec.take(), "expire")
 		must(t, store.Renew(r, w, s))
-		equal(t, "Renew", rec.take(), "[set del]")
+		equal(t, "Renew", rec.take(), "[multi set del exec]")
 		b.keep(w)
 
 		s, r, w = b.get(t, store)
 		rec.take()
 		s.ID = ""
 		must(t, s.Save(r, w))
-		equal(t, `Save after ID = ""`, rec.take(), "[set del]")
+		equal(t, `Save after ID = ""`, rec.take(), "[multi set del exec]")
 		s.Options.MaxAge = -1
 		must(t, s.Save(r, w))
 		equal(t, "logout", rec.take(), "del")
@@ -496,7 +496,7 @@ func TestRenewRunsOnceThoughTheReplyIsLost(t *testing.T) {
 		lost := &lossy{}
 		store := New(srv.client(t, lost.options), hashKey)
 
-		// The reply to [SET DEL] is lost: the repeat finds nothing to delete, which may
+		// The reply to Renew's transaction is lost: the repeat finds nothing to delete, which may
 		// be its own doing or a logout. It must not be called either.
 		b := login(t, store)
 		s, r, w := b.get(t, store)
@@ -537,7 +537,7 @@ func TestRenewRepeatsWhatRedisDidNotDo(t *testing.T) {
 		store, rec := srv.store(t)
 		b := login(t, store)
 		s, r, w := b.get(t, store)
-		rec.failOnce("[set del]", redisError("LOADING Redis is loading the dataset in memory"))
+		rec.failOnce("[multi set del exec]", redisError("LOADING Redis is loading the dataset in memory"))
 		must(t, store.Renew(r, w, s))
 		b.keep(w)
 		equal(t, "user", b.user(t, store), "ann")
@@ -549,7 +549,7 @@ func TestRenewRepeatsWhatRedisDidNotDo(t *testing.T) {
 		rec.fail = func(string) error { return redisError("READONLY You can't write against a read only replica.") }
 		err := store.Renew(r, w, s)
 		wantText(t, err, "redistore: renew: READONLY")
-		equal(t, "attempts", strings.Count(rec.take(), "[set del]"), maxAttempts)
+		equal(t, "attempts", strings.Count(rec.take(), "[multi set del exec]"), maxAttempts)
 		equal(t, "ID", s.ID, was)
 		rec.fail = nil
 		equal(t, "user", b.user(t, store), "ann")
@@ -1002,7 +1002,7 @@ func TestSetCookieOnlyAfterTheWrite(t *testing.T) {
 		store, rec := srv.store(t)
 		b := login(t, store)
 		for name, call := range map[string]func(*http.Request, http.ResponseWriter, *sessions.Session) error{
-			"set": store.Save, "expire": store.Touch, "[set del]": store.Renew,
+			"set": store.Save, "expire": store.Touch, "[multi set del exec]": store.Renew,
 		} {
 			s, r, w := b.get(t, store)
 			rec.fail = func(n string) error {
@@ -1155,6 +1155,7 @@ func TestErrorsSayWhichStepFailed(t *testing.T) {
 		s, r, w := b.get(t, store)
 		must(t, srv.admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
 		wantText(t, s.Save(r, w), "redistore: save: OOM")
+		wantText(t, store.Renew(r, w, s), "redistore: renew: OOM")
 		equal(t, "user", b.user(t, store), "ann")
 		s.Options.MaxAge = -1
 		must(t, s.Save(r, w)) // DEL needs no memory

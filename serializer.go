@@ -34,7 +34,7 @@ type GobSerializer struct{}
 func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	var buf bytes.Buffer
 	if err := gob.NewEncoder(&buf).Encode(session.Values); err != nil {
-		return nil, fmt.Errorf("gob: %w", err)
+		return nil, fmt.Errorf("GobSerializer: %w", err)
 	}
 	return buf.Bytes(), nil
 }
@@ -44,10 +44,10 @@ func (GobSerializer) Deserialize(data []byte, session *sessions.Session) error {
 	var values map[any]any // a fresh one: gob leaves half of a broken value behind
 	r := bytes.NewReader(data)
 	if err := gob.NewDecoder(r).Decode(&values); err != nil {
-		return fmt.Errorf("gob: %w", err)
+		return fmt.Errorf("GobSerializer: %w", err)
 	}
 	if r.Len() > 0 {
-		return fmt.Errorf("gob: %d bytes after the value", r.Len())
+		return fmt.Errorf("GobSerializer: %d bytes after the value", r.Len())
 	}
 	session.Values = values
 	return nil
@@ -70,10 +70,10 @@ func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	for k, v := range session.Values {
 		key, ok := k.(string)
 		if !ok {
-			return nil, fmt.Errorf("json: Values[%#v]: the key is %T, JSON has only string keys", k, k)
+			return nil, fmt.Errorf("JSONSerializer: Values[%#v]: the key is %T, JSON has only string keys", k, k)
 		}
 		if !utf8.ValidString(key) {
-			return nil, fmt.Errorf("json: Values[%q]: the key is not valid UTF-8", key)
+			return nil, fmt.Errorf("JSONSerializer: Values[%q]: the key is not valid UTF-8", key)
 		}
 		object[key] = v
 	}
@@ -81,12 +81,12 @@ func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	for key, v := range object {
 		if err != nil { // by now it is known that there are no cycles
 			if _, err := json.Marshal(v); err != nil {
-				return nil, fmt.Errorf("json: Values[%q]: %w", key, err)
+				return nil, fmt.Errorf("JSONSerializer: Values[%q]: %w", key, err)
 			}
 			continue
 		}
 		if lost := jsonLoses(reflect.ValueOf(v), 1); lost != "" {
-			return nil, fmt.Errorf("json: Values[%q]: %s", key, lost)
+			return nil, fmt.Errorf("JSONSerializer: Values[%q]: %s", key, lost)
 		}
 	}
 	return data, err
@@ -96,10 +96,10 @@ func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 func (JSONSerializer) Deserialize(data []byte, session *sessions.Session) error {
 	var object map[string]any
 	if err := json.Unmarshal(data, &object); err != nil {
-		return fmt.Errorf("json: %w", err)
+		return fmt.Errorf("JSONSerializer: %w", err)
 	}
 	if object == nil {
-		return errors.New("json: null is not an object")
+		return errors.New("JSONSerializer: null is not an object")
 	}
 	values := make(map[any]any, len(object))
 	for k, v := range object {
