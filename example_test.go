@@ -125,6 +125,57 @@ func ExampleStore_Save_logout() {
 	_ = logout
 }
 
+// Requests that change one session follow one another, on any number of servers.
+func ExampleNewLockingStore() {
+	store := redistore.NewLockingStore(redistore.New(client, key))
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session") // locks
+		if errors.Is(err, redistore.ErrNotLoaded) {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		visits, _ := session.Values["visits"].(int)
+		session.Values["visits"] = visits + 1
+		if err := session.Save(r, w); err != nil { // unlocks
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		}
+	}
+	_ = handler
+}
+
+// A long handler locks the session only while it changes it.
+func ExampleLockingStore_Update() {
+	client, stop := startRedis()
+	defer stop()
+	store := redistore.NewLockingStore(redistore.New(client, key))
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		err := store.Update(r, w, "session", func(session *sessions.Session) error {
+			visits, _ := session.Values["visits"].(int)
+			session.Values["visits"] = visits + 1
+			return nil // an error saves nothing
+		})
+		if err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		}
+	}
+	w := httptest.NewRecorder()
+	handler(w, httptest.NewRequest("GET", "/", nil))
+	fmt.Println(w.Code, len(w.Result().Cookies()))
+	// Output: 200 1
+}
+
+// A handler that only reads need not wait for those that write.
+func ExampleLockingStore_withoutTheLock() {
+	store := redistore.NewLockingStore(redistore.New(client, key))
+	reader := func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Store.Get(r, "session")
+		if err == nil {
+			fmt.Fprintln(w, session.Values["user"])
+		}
+	}
+	_ = reader
+}
+
 func ExampleJSONSerializer() {
 	session := sessions.NewSession(nil, "session")
 	session.Values["user"] = "ann"

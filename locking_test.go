@@ -1,0 +1,1237 @@
+package redistore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+)
+
+var _ sessions.Store = (*LockingStore)(nil)
+
+// locking returns a LockingStore and a record of the commands it sends.
+func (s *server) locking(t *testing.T) (*LockingStore, *recorder) {
+	store, rec := s.store(t)
+	return NewLockingStore(store), rec
+}
+
+// lived returns a request that ends with the function it returns, as net/http's do
+// when the handler has returned.
+func (b browser) lived(t *testing.T) (*http.Request, context.CancelFunc) {
+	ctx, end := context.WithCancel(t.Context())
+	r := b.request(t)
+	return r.WithContext(ctx), end
+}
+
+// load loads the session "s" in a request of its own, that lasts as long as the
+// test.
+func load(t *testing.T, store sessions.Store, b browser) (*sessions.Session, *http.Request) {
+	t.Helper()
+	r, end := b.lived(t)
+	t.Cleanup(end)
+	s, err := store.Get(r, "s")
+	must(t, err)
+	return s, r
+}
+
+func count(s *sessions.Session) int {
+	n, _ := s.Values["n"].(int)
+	return n
+}
+
+// free waits until no lock is left.
+func (s *server) free(t *testing.T) {
+	t.Helper()
+	eventually(t, "the lock is free", func() bool {
+		return !slices.ContainsFunc(s.keys(t), func(k string) bool { return strings.HasSuffix(k, ":lock") })
+	})
+}
+
+// eventually waits for what other goroutines are about to do.
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !done(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("not after 5 s: " + what)
+		}
+	}
+}
+
+func TestDropInWithTheLock(t *testing.T) {
+	for name, behaviour := range dropIn {
+		t.Run(name, func(t *testing.T) {
+			onServers(t, func(t *testing.T, srv *server) {
+				store := NewLockingStore(New(srv.client(t), hashKey, blockKey))
+				store.TTL = 20 * time.Millisecond // the table's requests have no end that could unlock
+				behaviour(t, store, store.MaxAge)
+			})
+		})
+	}
+}
+
+// TestNoLostUpdate increments one session from many requests, over several stores
+// with clients of their own.
+func TestNoLostUpdate(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		first, _ := srv.locking(t)
+		b := login(t, first)
+		var saved atomic.Int64
+		var wg sync.WaitGroup
+		for range 4 {
+			store := NewLockingStore(New(srv.client(t), hashKey))
+			for i := range 8 {
+				wg.Go(func() {
+					for range 20 {
+						r, end := b.lived(t)
+						err := increment(store, r, i%2 == 0)
+						end()
+						if err != nil {
+							t.Error(err)
+							continue
+						}
+						saved.Add(1)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		s, _, _ := b.get(t, first.Store)
+		equal(t, "n", count(s), 4*8*20)
+		equal(t, "saved", saved.Load(), 4*8*20)
+	})
+}
+
+// increment adds one to n, by a whole request or by Update.
+func increment(store *LockingStore, r *http.Request, update bool) error {
+	w := httptest.NewRecorder()
+	add := func(s *sessions.Session) error {
+		if s.Values["user"] != "ann" {
+			return fmt.Errorf("loaded %+v", s)
+		}
+		s.Values["n"] = count(s) + 1
+		return nil
+	}
+	if update {
+		return store.Update(r, w, "s", add)
+	}
+	s, err := store.Get(r, "s")
+	if err != nil {
+		return err
+	}
+	if err := add(s); err != nil {
+		return err
+	}
+	return s.Save(r, w)
+}
+
+// TestMain also serves as the processes that the tests start.
+func TestMain(m *testing.M) {
+	if addr := os.Getenv("REDISTORE_TEST_ADDR"); addr != "" {
+		os.Exit(child(addr))
+	}
+	os.Exit(m.Run())
+}
+
+// child is another process with a LockingStore. It does what the lines on its
+// standard input say, and answers each with one line.
+func child(addr string) int {
+	client := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
+	store := NewLockingStore(New(client, hashKey))
+	if ttl, err := time.ParseDuration(os.Getenv("REDISTORE_TEST_TTL")); err == nil {
+		store.TTL = ttl
+	}
+	b := browser{"s": os.Getenv("REDISTORE_TEST_COOKIE")}
+	newRequest := func() *http.Request {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.AddCookie(&http.Cookie{Name: "s", Value: b["s"]})
+		return r
+	}
+	var s *sessions.Session
+	var r *http.Request
+	for {
+		var command string
+		var n int
+		if _, err := fmt.Scanln(&command, &n); err != nil {
+			return 0
+		}
+		var err error
+		switch command {
+		case "add": // n increments, by 4 goroutines
+			var failed atomic.Pointer[error]
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Go(func() {
+					for i := range n / 4 {
+						ctx, end := context.WithCancel(context.Background())
+						if err := increment(store, newRequest().WithContext(ctx), i%2 == 0); err != nil {
+							failed.Store(&err)
+						}
+						end()
+					}
+				})
+			}
+			wg.Wait()
+			if e := failed.Load(); e != nil {
+				err = *e
+			}
+		case "load":
+			r = newRequest()
+			s, err = store.Get(r, "s")
+		case "save":
+			s.Values["n"] = n
+			err = s.Save(r, httptest.NewRecorder())
+		}
+		fmt.Printf("%v\n", err)
+	}
+}
+
+// process is a child.
+type process struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out io.Reader
+}
+
+func startChild(t *testing.T, srv *server, b browser, ttl time.Duration) *process {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "REDISTORE_TEST_ADDR="+srv.addr, "REDISTORE_TEST_COOKIE="+b["s"], "REDISTORE_TEST_TTL="+ttl.String())
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGCONT)
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return &process{t, cmd, in, out}
+}
+
+func (p *process) send(command string, n int) { fmt.Fprintln(p.in, command, n) }
+
+// answer returns the child's next line: the error of what it did.
+func (p *process) answer() string {
+	p.t.Helper()
+	var line []byte
+	for one := make([]byte, 1); ; {
+		if _, err := p.out.Read(one); err != nil {
+			p.t.Fatalf("the child process ended: %v", err)
+		}
+		if one[0] == '\n' {
+			return string(line)
+		}
+		line = append(line, one[0])
+	}
+}
+
+func (p *process) signal(s syscall.Signal) { must(p.t, p.cmd.Process.Signal(s)) }
+
+func TestNoLostUpdateAcrossProcesses(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	store, _ := srv.locking(t)
+	b := login(t, store)
+	each := 2500
+	if testing.Short() {
+		each = 100
+	}
+	var children []*process
+	for range 4 {
+		c := startChild(t, srv, b, 10*time.Second)
+		c.send("add", each)
+		children = append(children, c)
+	}
+	for _, c := range children {
+		equal(t, "error of a process", c.answer(), "<nil>")
+	}
+	s, _, _ := b.get(t, store.Store)
+	equal(t, "n", count(s), 4*each)
+}
+
+func TestLockRoundTrips(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.locking(t)
+		b := login(t, store)
+		equal(t, "a new session", rec.take(), "set")
+
+		for _, eval := range []string{"eval", "evalsha"} { // the first time Redis gets the whole script
+			r, end := b.lived(t)
+			s, err := store.Get(r, "s")
+			must(t, err)
+			equal(t, "Get", rec.take(), eval)
+			must(t, s.Save(r, httptest.NewRecorder()))
+			equal(t, "Save", rec.take(), eval)
+			end()
+			srv.free(t)
+			equal(t, "the end of the request", rec.take(), "")
+		}
+		for _, eval := range []string{"eval", "evalsha"} {
+			r, end := b.lived(t)
+			_, err := store.Get(r, "s")
+			must(t, err)
+			end()
+			srv.free(t)
+			equal(t, "a request that does not save", rec.take(), "evalsha "+eval)
+		}
+		r, end := b.lived(t)
+		must(t, store.Update(r, httptest.NewRecorder(), "s", func(*sessions.Session) error { return nil }))
+		end()
+		equal(t, "Update", rec.take(), "evalsha evalsha")
+		equal(t, "user without the lock", b.user(t, store.Store), "ann")
+		equal(t, "reading without the lock", rec.take(), "get")
+	})
+}
+
+func TestTheLeaseIsHarmless(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		other, _ := srv.locking(t)
+		for name, work := range map[string]func(*LockingStore, *http.Request, *sessions.Session) error{
+			"Save": func(l *LockingStore, r *http.Request, s *sessions.Session) error {
+				return l.Save(r, httptest.NewRecorder(), s)
+			},
+			"Renew": func(l *LockingStore, r *http.Request, s *sessions.Session) error {
+				return l.Renew(r, httptest.NewRecorder(), s)
+			},
+		} {
+			// The holder pauses for longer than TTL, and another saves: the very same bytes
+			// that the holder wants to save.
+			b := login(t, store)
+			s, r := load(t, store, b)
+			srv.forward(t, store.TTL+time.Second)
+			o, or := load(t, other, b)
+			s.Values, o.Values = map[any]any{"n": 1}, map[any]any{"n": 1}
+			must(t, o.Save(or, httptest.NewRecorder()))
+			wantErr(t, work(store, r, s), ErrConflict)
+			now, _, _ := b.get(t, store.Store)
+			equal(t, name+": Values", fmt.Sprint(now.Values), "map[n:1]")
+
+			// The same, but the other has it locked when the holder comes back.
+			s, r = load(t, store, b)
+			srv.forward(t, store.TTL+time.Second)
+			o, or = load(t, other, b)
+			saved := make(chan error)
+			go func() { saved <- work(store, r, s) }()
+			o.Values["n"] = 2
+			must(t, o.Save(or, httptest.NewRecorder()))
+			wantErr(t, <-saved, ErrConflict)
+
+			// The lease ran out, and nobody changed the session.
+			s, r = load(t, store, b)
+			srv.forward(t, store.TTL+time.Second)
+			s.Values["n"] = 3
+			must(t, work(store, r, s))
+			srv.free(t)
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+	})
+}
+
+func TestAStoppedProcessOverwritesNothing(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	store, _ := srv.locking(t)
+	b := login(t, store)
+	const ttl = 100 * time.Millisecond
+
+	holder := startChild(t, srv, b, ttl)
+	holder.send("load", 0)
+	equal(t, "load", holder.answer(), "<nil>")
+	holder.signal(syscall.SIGSTOP)
+	s, r := load(t, store, b) // gets it when the lease has run out
+	s.Values["n"] = 1
+	must(t, s.Save(r, httptest.NewRecorder()))
+	holder.signal(syscall.SIGCONT)
+	holder.send("save", 666)
+	equal(t, "the stopped holder's Save", holder.answer(), ErrConflict.Error())
+	s, _, _ = b.get(t, store.Store)
+	equal(t, "n", count(s), 1)
+
+	holder.send("load", 0)
+	equal(t, "load", holder.answer(), "<nil>")
+	holder.signal(syscall.SIGSTOP)
+	srv.free(t) // the lease has run out
+	holder.signal(syscall.SIGCONT)
+	holder.send("save", 2)
+	equal(t, "Save, nobody having changed it", holder.answer(), "<nil>")
+	s, _, _ = b.get(t, store.Store)
+	equal(t, "n", count(s), 2)
+}
+
+// TestACrashDelaysAndFailsNobody runs with the default settings: the lock of a
+// process that was killed is had after TTL, which is less than Wait.
+func TestACrashDelaysAndFailsNobody(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	store, _ := srv.locking(t)
+	b := login(t, store)
+	holder := startChild(t, srv, b, store.TTL)
+	holder.send("load", 0)
+	equal(t, "load", holder.answer(), "<nil>")
+	holder.signal(syscall.SIGKILL)
+	start := time.Now()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			r, end := b.lived(t)
+			defer end()
+			must(t, increment(store, r, false))
+		})
+	}
+	wg.Wait()
+	if took := time.Since(start); took > store.TTL+time.Second {
+		t.Errorf("the last of 8 requests came through after %v", took)
+	}
+	s, _, _ := b.get(t, store.Store)
+	equal(t, "n", count(s), 8)
+}
+
+func TestALostReplyIsNoLostLock(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		lost := &lossy{}
+		store := NewLockingStore(New(srv.client(t, lost.options), hashKey))
+		b := login(t, store)
+		n := 0
+		add := func(s *sessions.Session) { n++; s.Values["n"] = n }
+
+		lost.replies.Store(1)
+		s, r := load(t, store, b)
+		add(s)
+		lost.replies.Store(1)
+		must(t, s.Save(r, httptest.NewRecorder()))
+		srv.free(t)
+
+		r, end := b.lived(t)
+		_, err := store.Get(r, "s")
+		must(t, err)
+		lost.replies.Store(1)
+		end() // unlock
+		srv.free(t)
+
+		lost.replies.Store(2) // of both scripts, the first reply
+		r, end = b.lived(t)
+		must(t, store.Update(r, httptest.NewRecorder(), "s", func(s *sessions.Session) error {
+			add(s)
+			lost.replies.Store(1)
+			return nil
+		}))
+		end()
+		srv.free(t)
+		s, _, _ = b.get(t, store.Store)
+		equal(t, "n", count(s), n)
+	})
+}
+
+// TestALostReplyIsNotMistakenForSomebodyElse has another request come between a
+// save whose reply was lost and its repeat. ErrGone and ErrConflict would say that
+// nothing was written, which nobody knows.
+func TestALostReplyIsNotMistakenForSomebodyElse(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		between := func(step string, what func(b browser)) {
+			client := srv.client(t, func(o *redis.Options) { o.MaxRetries = -1 })
+			store := NewLockingStore(New(client, hashKey))
+			b := login(t, store)
+			s, r := load(t, store, b)
+			first := true
+			client.AddHook(afterwards(func(cmd redis.Cmder) {
+				if first && strings.HasPrefix(cmd.Name(), "eval") {
+					first = false
+					what(b)
+					cmd.SetErr(io.EOF)
+				}
+			}))
+			s.Values["n"] = 1
+			err := store.Save(r, httptest.NewRecorder(), s)
+			wantErr(t, err, io.EOF)
+			wantText(t, err, "redistore: save: ")
+			if errors.Is(err, ErrGone) || errors.Is(err, ErrConflict) {
+				t.Errorf("%s: got %v", step, err)
+			}
+			srv.free(t)
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+		other, _ := srv.locking(t)
+		between("logout", func(b browser) {
+			s, r := load(t, other.Store, b)
+			s.Options.MaxAge = -1
+			must(t, s.Save(r, httptest.NewRecorder()))
+		})
+		between("another save", func(b browser) {
+			s, r := load(t, other, b)
+			s.Values["n"] = 2
+			must(t, s.Save(r, httptest.NewRecorder()))
+		})
+		// The request never reached Redis, the lease ran out, and another wrote the very
+		// bytes: they are not the repeat's own.
+		t.Run("equal bytes", func(t *testing.T) {
+			client := srv.client(t, func(o *redis.Options) { o.MaxRetries = -1 })
+			store := NewLockingStore(New(client, hashKey))
+			store.TTL = time.Millisecond
+			b := login(t, store)
+			s, r := load(t, store, b)
+			srv.forward(t, time.Second)
+			client.AddHook(&recorder{fail: failFirst("evalsha", "eval", func() {
+				o, or := load(t, other, b)
+				o.Values = map[any]any{"n": 1}
+				must(t, o.Save(or, httptest.NewRecorder()))
+			})})
+			s.Values = map[any]any{"n": 1}
+			wantErr(t, s.Save(r, httptest.NewRecorder()), io.EOF)
+		})
+	})
+}
+
+// afterwards is a hook that acts when a command has been done.
+type afterwards func(redis.Cmder)
+
+func (afterwards) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (a afterwards) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		_ = next(ctx, cmd)
+		a(cmd)
+		return cmd.Err()
+	}
+}
+
+func (afterwards) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// failFirst fails the first command of either name, before it is sent, and lets
+// something happen meanwhile.
+func failFirst(name, alias string, meanwhile func()) func(string) error {
+	first := true
+	return func(n string) error {
+		if !first || n != name && n != alias {
+			return nil
+		}
+		first = false
+		meanwhile()
+		return io.EOF
+	}
+}
+
+// TestTheEndOfTheRequestUnlocks runs in a real http.Server.
+func TestTheEndOfTheRequestUnlocks(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		var handler http.HandlerFunc
+		web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler(w, r) }))
+		web.Config.ErrorLog = nil
+		web.Start()
+		defer web.Close()
+		get := func(ctx context.Context) {
+			r, _ := http.NewRequestWithContext(ctx, "GET", web.URL, nil)
+			r.AddCookie(&http.Cookie{Name: "s", Value: b["s"]})
+			if res, err := http.DefaultClient.Do(r); err == nil {
+				res.Body.Close()
+			}
+		}
+		locked := func(r *http.Request) {
+			_, err := store.Get(r, "s")
+			must(t, err)
+			equal(t, "keys", len(srv.keys(t)), 2)
+		}
+
+		handler = func(w http.ResponseWriter, r *http.Request) { locked(r) }
+		get(t.Context())
+		srv.free(t)
+		handler = func(w http.ResponseWriter, r *http.Request) { locked(r); panic(http.ErrAbortHandler) }
+		get(t.Context())
+		srv.free(t)
+		// The client hangs up, and the handler goes on: the session is free, and the
+		// handler can still save.
+		ctx, hangUp := context.WithCancel(t.Context())
+		saved := make(chan error, 1)
+		handler = func(w http.ResponseWriter, r *http.Request) {
+			locked(r)
+			hangUp()
+			<-r.Context().Done()
+			srv.free(t)
+			s, _ := store.Get(r, "s")
+			s.Values["n"] = 1
+			saved <- s.Save(r, w)
+		}
+		get(ctx)
+		must(t, <-saved)
+		s, _, _ := b.get(t, store.Store)
+		equal(t, "n", count(s), 1)
+	})
+}
+
+func TestOnlyOurOwnLockIsReleased(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		key, _ := srv.only(t)
+		for _, save := range []bool{false, true} {
+			r, end := b.lived(t)
+			s, err := store.Get(r, "s")
+			must(t, err)
+			must(t, srv.admin.Set(t.Context(), lockKey(key), "another's", time.Minute).Err())
+			if save {
+				must(t, srv.admin.Set(t.Context(), key, "another's", time.Minute).Err())
+				wantErr(t, s.Save(r, httptest.NewRecorder()), ErrConflict)
+			}
+			end()
+			eventually(t, "the request has ended", func() bool { return store.waiting(s.ID) == -1 })
+			equal(t, "lock", srv.admin.Get(t.Context(), lockKey(key)).Val(), "another's")
+			must(t, srv.admin.Del(t.Context(), lockKey(key)).Err())
+		}
+	})
+}
+
+func TestScriptFlushIsSurvived(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		for n := range 3 {
+			must(t, srv.admin.ScriptFlush(t.Context()).Err())
+			r, end := b.lived(t)
+			s, err := store.Get(r, "s")
+			must(t, err)
+			equal(t, "n", count(s), n)
+			s.Values["n"] = n + 1
+			must(t, srv.admin.ScriptFlush(t.Context()).Err())
+			must(t, s.Save(r, httptest.NewRecorder()))
+			_, err = store.New(r, "s")
+			must(t, err)
+			must(t, srv.admin.ScriptFlush(t.Context()).Err())
+			end()
+			srv.free(t)
+		}
+	})
+}
+
+// TestOneRequestManyCalls shows that a request does not wait for itself, nor
+// conflict with itself. A deadlock would show as ErrLocked.
+func TestOneRequestManyCalls(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		store.Wait = 0
+		add := func(s *sessions.Session, r *http.Request) {
+			t.Helper()
+			s.Values["n"] = count(s) + 1
+			must(t, s.Save(r, httptest.NewRecorder()))
+		}
+		must2 := func(s *sessions.Session, err error) *sessions.Session { t.Helper(); must(t, err); return s }
+		for name, c := range map[string]struct {
+			handle func(r *http.Request)
+			want   int
+		}{
+			"Get, New, save both": {func(r *http.Request) {
+				a, b := must2(store.Get(r, "s")), must2(store.New(r, "s"))
+				add(a, r)
+				add(b, r)
+			}, 1}, // as with CookieStore, the later Save has not seen the earlier one
+			"New, save, Get, save": {func(r *http.Request) {
+				add(must2(store.New(r, "s")), r)
+				add(must2(store.Get(r, "s")), r)
+			}, 2},
+			"two Saves": {func(r *http.Request) { s := must2(store.Get(r, "s")); add(s, r); add(s, r) }, 2},
+			"Renew and Saves": {func(r *http.Request) {
+				s := must2(store.Get(r, "s"))
+				add(s, r)
+				must(t, store.Renew(r, httptest.NewRecorder(), s))
+				add(s, r)
+				add(s, r)
+			}, 3},
+			"sessions.Save of two names": {func(r *http.Request) {
+				a, b := must2(store.Get(r, "s")), must2(store.Get(r, "other"))
+				a.Values["n"], b.Values["n"] = 1, 2
+				must(t, sessions.Save(r, httptest.NewRecorder()))
+				add(a, r)
+			}, 2},
+			"a copy of the request, made after Get": {func(r *http.Request) {
+				must2(store.Get(r, "s"))
+				type key struct{}
+				again := r.WithContext(context.WithValue(r.Context(), key{}, 1))
+				add(must2(store.Get(again, "s")), again)
+				add(must2(store.New(again, "s")), r)
+			}, 2},
+			"copies of the request, made before Get": {func(r *http.Request) {
+				ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
+				defer cancel()
+				again := r.WithContext(ctx)
+				b := must2(store.Get(again, "s"))
+				a := must2(store.Get(r, "s"))
+				add(b, again)
+				add(a, r)
+				add(a, r)
+			}, 2},
+			"Update after Get": {func(r *http.Request) {
+				s := must2(store.Get(r, "s"))
+				s.Values["n"] = 666 // not saved
+				must(t, increment(store, r, true))
+				equal(t, "n of the session that was loaded before", count(s), 1)
+				must(t, increment(store, r, true))
+				add(s, r)
+			}, 3},
+			"Update before Get": {func(r *http.Request) {
+				must(t, increment(store, r, true))
+				add(must2(store.Get(r, "s")), r)
+			}, 2},
+			"Update in Update": {func(r *http.Request) {
+				must(t, store.Update(r, httptest.NewRecorder(), "s", func(s *sessions.Session) error {
+					s.Values["n"] = count(s) + 1
+					return increment(store, r, true)
+				}))
+			}, 2},
+		} {
+			b := login(t, store)
+			r, end := b.lived(t)
+			c.handle(r)
+			end()
+			srv.free(t)
+			if key := "session_" + must2(store.Store.New(b.request(t), "s")).ID; name != "Renew and Saves" {
+				s, _, _ := b.get(t, store.Store)
+				equal(t, name+": n in "+key, count(s), c.want)
+			} else {
+				key, data := srv.only(t)
+				s := sessions.NewSession(store, "s")
+				must(t, GobSerializer{}.Deserialize([]byte(data), s))
+				equal(t, name+": n in "+key, count(s), c.want)
+			}
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+	})
+}
+
+// TestAStaleSessionOfTheSameRequestIsRefused loads a session, has another request
+// change it, and loads it again: only the second may be saved.
+func TestAStaleSessionOfTheSameRequestIsRefused(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		stale, r := load(t, store, b)
+		srv.forward(t, store.TTL+time.Second)
+		must(t, store.Save(r, httptest.NewRecorder(), stale)) // unlocks in this process too
+		r2, end := b.lived(t)
+		must(t, increment(store, r2, false))
+		end()
+		fresh, err := store.New(r, "s")
+		must(t, err)
+		stale.Values["n"] = 666
+		wantErr(t, stale.Save(r, httptest.NewRecorder()), ErrConflict)
+		fresh.Values["n"] = count(fresh) + 1
+		must(t, fresh.Save(r, httptest.NewRecorder()))
+		s, _, _ := b.get(t, store.Store)
+		equal(t, "n", count(s), 2)
+	})
+}
+
+func TestWhatWasLoadedWithoutTheLockCannotBeSavedWithIt(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		s, r := load(t, store.Store, b)
+		_, before := srv.only(t)
+		s.Values["n"] = 1
+		wantErr(t, store.Save(r, httptest.NewRecorder(), s), ErrConflict)
+		wantErr(t, store.Renew(r, httptest.NewRecorder(), s), ErrConflict)
+		s.ID = ""
+		wantErr(t, store.Save(r, httptest.NewRecorder(), s), ErrConflict)
+		_, after := srv.only(t)
+		equal(t, "what is stored", after, before)
+	})
+}
+
+// TestWaitingInLine shows that the requests of one process come first come first
+// served.
+func TestWaitingInLine(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.locking(t)
+		b := login(t, store)
+		s, r := load(t, store, b)
+		rec.take()
+		const n = 20
+		order := make(chan int, n)
+		for i := range n {
+			go func() {
+				r, end := b.lived(t)
+				defer end()
+				s, err := store.Get(r, "s")
+				must(t, err)
+				order <- i
+				must(t, s.Save(r, httptest.NewRecorder()))
+			}()
+			eventually(t, "the request stands in line", func() bool { return store.waiting(s.ID) == i+1 })
+		}
+		must(t, s.Save(r, httptest.NewRecorder()))
+		for i := range n {
+			equal(t, "served", <-order, i)
+		}
+		eventually(t, "all are done", func() bool { return store.waiting(s.ID) == -1 })
+		equal(t, "commands", len(strings.Fields(rec.take())), 1+2*n) // nobody asked in vain
+	})
+}
+
+// waiting is how many requests of this process wait for a session; -1 if none even
+// holds it.
+func (l *LockingStore) waiting(id string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.lines[id]; q != nil {
+		return len(q.waiting)
+	}
+	return -1
+}
+
+func TestWaitingIsBounded(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		here, rec := srv.locking(t)
+		there, _ := srv.locking(t)
+		b := login(t, here)
+		_, holding := load(t, here, b)
+		refused := func(name string, store *LockingStore, r *http.Request, because error) {
+			t.Helper()
+			rec.take()
+			s, err := store.Get(r, "s")
+			wantErr(t, err, ErrLocked)
+			wantErr(t, err, ErrNotLoaded)
+			if because != nil {
+				wantErr(t, err, because)
+			}
+			equal(t, name+": Values", len(s.Values), 0)
+			s.Values["user"] = "eve"
+			wantErr(t, s.Save(r, httptest.NewRecorder()), ErrNotLoaded)
+			called := false
+			err = store.Update(b.request(t), httptest.NewRecorder(), "s", func(*sessions.Session) error { called = true; return nil })
+			if because == nil {
+				wantErr(t, err, ErrLocked)
+				equal(t, name+": fn was called", called, false)
+			}
+		}
+		here.Wait, there.Wait = 0, 0
+		refused("Wait 0, in this process", here, b.request(t), nil)
+		equal(t, "commands", rec.take(), "")
+		refused("Wait 0, in another", there, b.request(t), nil)
+		here.Wait, there.Wait = 20*time.Millisecond, 20*time.Millisecond
+		refused("Wait, in this process", here, b.request(t), nil)
+		refused("Wait, in another", there, b.request(t), nil)
+
+		here.Wait, there.Wait = time.Minute, time.Minute
+		for _, store := range []*LockingStore{here, there} {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			s, err := store.Get(b.request(t).WithContext(ctx), "s")
+			wantErr(t, err, ErrLocked)
+			wantErr(t, err, context.DeadlineExceeded)
+			equal(t, "Values", len(s.Values), 0)
+		}
+
+		here.MaxWaiters = 3
+		var wg sync.WaitGroup
+		ctx, cancel := context.WithCancel(t.Context())
+		for range 3 {
+			wg.Go(func() {
+				_, err := here.Get(b.request(t).WithContext(ctx), "s")
+				wantErr(t, err, ErrLocked)
+				wantErr(t, err, context.Canceled)
+			})
+		}
+		ids, _ := here.ids(holding, "s")
+		eventually(t, "three wait", func() bool { return here.waiting(ids[0]) == 3 })
+		refused("MaxWaiters", here, b.request(t), nil)
+		cancel()
+		wg.Wait()
+		equal(t, "waiting", here.waiting(ids[0]), 0)
+		equal(t, "user", b.user(t, here.Store), "ann")
+	})
+}
+
+// TestABurstIsFairAndCheap has 64 requests in 2 processes' stores want one session
+// at once.
+func TestABurstIsFairAndCheap(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	one, rec1 := srv.locking(t)
+	two, rec2 := srv.locking(t)
+	b := login(t, one)
+	start := make(chan struct{})
+	waits := make([]time.Duration, 64)
+	var wg sync.WaitGroup
+	for i := range waits {
+		store := []*LockingStore{one, two}[i%2]
+		wg.Go(func() {
+			<-start
+			began := time.Now()
+			r, end := b.lived(t)
+			defer end()
+			s, err := store.Get(r, "s")
+			must(t, err)
+			waits[i] = time.Since(began)
+			time.Sleep(time.Millisecond) // the handler's work
+			s.Values["n"] = count(s) + 1
+			must(t, s.Save(r, httptest.NewRecorder()))
+		})
+	}
+	rec1.take()
+	close(start)
+	wg.Wait()
+	s, _, _ := b.get(t, one.Store)
+	equal(t, "n", count(s), len(waits))
+	slices.Sort(waits)
+	if median, longest := waits[len(waits)/2], waits[len(waits)-1]; longest > 3*median {
+		t.Errorf("the longest wait is %v, the median %v", longest, median)
+	}
+	gets := strings.Count(rec1.take()+" "+rec2.take(), "eval") - len(waits) // without the Saves
+	if gets > 3*len(waits) {
+		t.Errorf("%d commands for %d acquisitions", gets, len(waits))
+	}
+}
+
+// TestAProcessStandsBack shows that the requests of one process do not pass the lock
+// on among themselves forever while another process waits.
+func TestAProcessStandsBack(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	busy, _ := srv.locking(t)
+	other, _ := srv.locking(t)
+	b := login(t, busy)
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for !stop.Load() {
+				r, end := b.lived(t)
+				s, err := busy.Get(r, "s")
+				must(t, err)
+				time.Sleep(time.Millisecond)
+				must(t, s.Save(r, httptest.NewRecorder()))
+				end()
+			}
+		})
+	}
+	for range 5 {
+		r, end := b.lived(t)
+		start := time.Now()
+		must(t, increment(other, r, false))
+		end()
+		if took := time.Since(start); took > 20*streak {
+			t.Errorf("the other process waited for %v", took)
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+}
+
+func TestUnknownIDsTakeNoLock(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.locking(t)
+		store.Wait = 0
+		b := login(t, store)
+		must(t, srv.admin.FlushDB(t.Context()).Err())
+		for range 2 {
+			s, _ := load(t, store, b)
+			equal(t, "IsNew", s.IsNew, true)
+			equal(t, "keys", len(srv.keys(t)), 0)
+		}
+		s, r := load(t, store, browser{})
+		must(t, s.Save(r, httptest.NewRecorder()))
+		equal(t, "keys", len(srv.keys(t)), 1)
+		equal(t, "goroutines in line", len(store.lines), 0)
+		rec.take()
+	})
+}
+
+func TestLogoutWins(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		for name, by := range map[string]sessions.Store{"the wrapper": store, "the plain store": store.Store} {
+			for _, other := range []string{"save", "renew", "nothing"} {
+				b := login(t, store)
+				r, end := b.lived(t)
+				s, err := store.Get(r, "s")
+				must(t, err)
+
+				out := sessions.NewSession(by, "s") // as a logout finds it that does not wait
+				out.ID, out.Options = s.ID, &sessions.Options{MaxAge: -1}
+				must(t, out.Save(b.request(t), httptest.NewRecorder()))
+				if by == store {
+					equal(t, "keys after logout by "+name, len(srv.keys(t)), 0)
+				}
+				switch other {
+				case "save":
+					wantErr(t, s.Save(r, httptest.NewRecorder()), ErrGone)
+				case "renew":
+					wantErr(t, store.Renew(r, httptest.NewRecorder(), s), ErrGone)
+				}
+				end()
+				srv.free(t)
+				equal(t, "keys after "+other, len(srv.keys(t)), 0)
+			}
+		}
+	})
+}
+
+func TestUpdate(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.locking(t)
+		b := login(t, store)
+		r, end := b.lived(t)
+		defer end()
+		s, err := store.Get(r, "s")
+		must(t, err)
+		_, before := srv.admin.Get(t.Context(), "session_"+s.ID).Val(), rec.take()
+
+		for name, fn := range map[string]func(*sessions.Session) error{
+			"an error":             func(s *sessions.Session) error { s.Values["user"] = "eve"; return io.ErrUnexpectedEOF },
+			"an error, and logout": func(s *sessions.Session) error { s.Options.MaxAge, s.ID = -1, ""; return io.ErrUnexpectedEOF },
+			"a panic":              func(s *sessions.Session) error { s.Values["user"] = "eve"; panic(io.ErrUnexpectedEOF) },
+			"too large":            func(s *sessions.Session) error { s.Values["user"] = strings.Repeat("x", 2<<20); return nil },
+		} {
+			err := func() (err error) {
+				defer func() {
+					if p := recover(); p != nil {
+						err = p.(error)
+					}
+				}()
+				return store.Update(r, httptest.NewRecorder(), "s", fn)
+			}()
+			if name == "too large" {
+				wantErr(t, err, ErrTooLarge)
+			} else if err != io.ErrUnexpectedEOF {
+				t.Errorf("%s: got %v", name, err)
+			}
+			srv.free(t)
+			equal(t, name+": user", s.Values["user"], any("ann"))
+			equal(t, name+": MaxAge", s.Options.MaxAge, 30*24*3600)
+			equal(t, name+": user in Redis", b.user(t, store.Store), "ann")
+		}
+		_ = before
+		s.AddFlash("that did not work") // what was loaded can still be saved
+		must(t, s.Save(r, httptest.NewRecorder()))
+
+		// A new session, a bad cookie, a logout, a bad name.
+		fresh := browser{"s": "nonsense"}
+		for range 2 {
+			w := httptest.NewRecorder()
+			must(t, store.Update(fresh.request(t), w, "s", func(s *sessions.Session) error {
+				s.Values["n"] = count(s) + 1
+				return nil
+			}))
+			fresh.keep(w)
+		}
+		s, _, _ = fresh.get(t, store.Store)
+		equal(t, "n", count(s), 2)
+		w := httptest.NewRecorder()
+		must(t, store.Update(fresh.request(t), w, "s", func(s *sessions.Session) error { s.Options.MaxAge = -1; return nil }))
+		equal(t, "MaxAge", w.Result().Cookies()[0].MaxAge, -1)
+		equal(t, "keys", len(srv.keys(t)), 1)
+		if err := store.Update(fresh.request(t), w, "not a name", func(*sessions.Session) error { return nil }); err == nil {
+			t.Error("no error for an invalid name")
+		}
+		rec.fail = func(string) error { return io.EOF }
+		wantErr(t, store.Update(b.request(t), w, "s", func(*sessions.Session) error { t.Error("fn was called"); return nil }), ErrNotLoaded)
+	})
+}
+
+// TestLockKeys shows that a session and its lock are in one Cluster slot, as Redis
+// itself computes it, or that the prefix is refused.
+func TestLockKeys(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t, "--cluster-enabled", "yes")
+	slot := func(key string) int64 {
+		n, err := srv.admin.ClusterKeySlot(t.Context(), key).Result()
+		must(t, err)
+		return n
+	}
+	for prefix, ok := range map[string]bool{
+		"session_": true, "": true, "a:b:": true, "{app}:": true, "x{app}": true, "x{app}y{z}": true, "{a{b}": true,
+		"{": true, "a{": true, "a{b{": true,
+		"}": false, "a}": false, "{}": false, "a{}b": false, "}{": false, "{}{a}": false, "a}b{c}": true, "}{a}": true,
+	} {
+		store := NewLockingStore(New(srv.client(t), hashKey))
+		store.KeyPrefix = prefix
+		err := store.check()
+		if (err == nil) != ok {
+			t.Errorf("prefix %q: %v", prefix, err)
+		}
+		if err == nil {
+			key := store.key(store.newID())
+			equal(t, "slot of the lock of "+key, slot(lockKey(key)), slot(key))
+			if lockKey(key) == key {
+				t.Errorf("%q is its own lock", key)
+			}
+		}
+	}
+}
+
+func TestLockConfiguration(t *testing.T) {
+	client := startMini(t).client(t)
+	for want, change := range map[string]func(*LockingStore){
+		"TTL is 0s":          func(l *LockingStore) { l.TTL = 0 },
+		"TTL is -1s":         func(l *LockingStore) { l.TTL = -time.Second },
+		"Wait is -1s":        func(l *LockingStore) { l.Wait = -time.Second },
+		"MaxWaiters is -1":   func(l *LockingStore) { l.MaxWaiters = -1 },
+		"no Store":           func(l *LockingStore) { l.Store = nil },
+		`KeyPrefix "a}"`:     func(l *LockingStore) { l.KeyPrefix = "a}" },
+		"key 1 (authenticat": func(l *LockingStore) { l.Store = New(client, nil) },
+	} {
+		store := NewLockingStore(New(client, hashKey))
+		change(store)
+		r, w := browser{"s": "x"}.request(t), httptest.NewRecorder()
+		s, err := store.Get(r, "s")
+		wantText(t, err, want)
+		wantText(t, store.Save(r, w, s), want)
+		wantText(t, store.Renew(r, w, s), want)
+		wantText(t, store.Update(r, w, "s", nil), want)
+		wantText(t, store.Ping(t.Context()), want)
+	}
+	store := NewLockingStore(New(client, hashKey))
+	store.TTL, store.Wait, store.MaxWaiters = time.Nanosecond, 0, 0
+	must(t, store.Ping(t.Context()))
+	b := login(t, store)
+	s, r := load(t, store, b)
+	must(t, s.Save(r, httptest.NewRecorder()))
+}
+
+func TestARedisThatIsBusyIsWaitedFor(t *testing.T) {
+	for _, busy := range []string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"} {
+		store, rec := startMini(t).locking(t)
+		b := login(t, store)
+		fail := func() {
+			left := 20
+			rec.fail = func(string) error {
+				if left--; left >= 0 {
+					return redisError(busy + " for a while")
+				}
+				return nil
+			}
+		}
+		fail()
+		s, r := load(t, store, b)
+		fail()
+		must(t, s.Save(r, httptest.NewRecorder()))
+
+		store.Wait = 10 * time.Millisecond
+		rec.fail = func(string) error { return redisError(busy + " for ever") }
+		_, err := store.Get(b.request(t), "s")
+		wantText(t, err, busy)
+		wantErr(t, err, ErrNotLoaded)
+		wantText(t, s.Save(r, httptest.NewRecorder()), "redistore: save: "+busy)
+	}
+}
+
+func TestTheLockKeepsTheTimeouts(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		store.IdleTimeout = 10 * time.Minute
+		b := login(t, store)
+		for range 3 {
+			srv.forward(t, 6*time.Minute)
+			s, r := load(t, store, b)
+			equal(t, "user", s.Values["user"], any("ann"))
+			equal(t, "TTL", srv.ttl(t, "session_"+s.ID), 10*time.Minute)
+			if s.Values["n"] == nil {
+				s.Values["n"] = 1
+				must(t, s.Save(r, httptest.NewRecorder()))
+			}
+			equal(t, "TTL", srv.ttl(t, "session_"+s.ID), 10*time.Minute)
+			must(t, srv.admin.Del(t.Context(), lockKey("session_"+s.ID)).Err())
+			store = NewLockingStore(store.Store)
+		}
+		srv.forward(t, 11*time.Minute)
+		s, _ := load(t, store, b)
+		equal(t, "IsNew", s.IsNew, true)
+	})
+}
+
+// TestNothingIsLeftBehind runs requests of every kind, and looks for goroutines,
+// lines and memory that stay.
+func TestNothingIsLeftBehind(t *testing.T) {
+	srv := startMini(t)
+	srv.mini.ClockTTL(true)
+	store, rec := srv.locking(t)
+	store.TTL = 20 * time.Millisecond // for where it is unlocking that fails
+	plain := store.Store
+	b := login(t, store)
+	idle := func() {
+		t.Helper()
+		eventually(t, "nobody stands in line", func() bool {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			return len(store.lines) == 0
+		})
+	}
+	kinds := []func(*http.Request){
+		func(r *http.Request) { store.Get(r, "s") },
+		func(r *http.Request) { increment(store, r, false) },
+		func(r *http.Request) { increment(store, r, true) },
+		func(r *http.Request) { store.New(r, "s"); store.Get(r, "s"); sessions.Save(r, httptest.NewRecorder()) },
+		func(r *http.Request) {
+			store.Update(r, httptest.NewRecorder(), "s", func(*sessions.Session) error { return io.EOF })
+		},
+		func(r *http.Request) {
+			s, _ := store.New(browser{}.request(t), "s")
+			store.Save(r, httptest.NewRecorder(), s)
+			store.Renew(r, httptest.NewRecorder(), s)
+			s.Options.MaxAge = -1
+			store.Save(r, httptest.NewRecorder(), s)
+		},
+		func(r *http.Request) { s, _ := plain.New(r, "s"); store.Save(r, httptest.NewRecorder(), s) },
+		func(r *http.Request) {
+			idle() // or what fails is the unlocking of the request before
+			rec.failOnce("evalsha", io.EOF)
+			store.Get(r, "s")
+		},
+	}
+	round := func(n int) {
+		var wg sync.WaitGroup
+		for i := range n {
+			r, end := b.lived(t)
+			kinds[i%len(kinds)](r)
+			end()
+			if i%100 == 0 {
+				for range 5 { // some that wait, and some that give up
+					wg.Go(func() {
+						ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7)*time.Millisecond)
+						defer cancel()
+						store.Get(b.request(t).WithContext(ctx), "s")
+					})
+				}
+			}
+		}
+		wg.Wait()
+		idle()
+	}
+	heap := func() (uint64, int) {
+		srv.free(t)
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		rec.take()
+		return m.HeapAlloc, runtime.NumGoroutine()
+	}
+	round(1000)
+	bytes, goroutines := heap()
+	round(10_000)
+	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines+2 })
+	after, _ := heap()
+	if after > bytes+1<<20 {
+		t.Errorf("the heap went from %d to %d bytes", bytes, after)
+	}
+}
