@@ -115,8 +115,9 @@ type Store struct {
 	DefaultMaxAge int
 
 	// IdleTimeout ends a session that is not read for so long (OWASP ASVS 5.0,
-	// 7.3.1). It bounds the expiry in Redis, and every Get renews it, so set it no
-	// longer than MaxAge. Zero: off.
+	// 7.3.1), in seconds, rounded up. It bounds the expiry in Redis, and every Get
+	// renews it, also beyond MaxAge: a session that is used all the time is ended by
+	// AbsoluteTimeout. Zero: off.
 	IdleTimeout time.Duration
 
 	// AbsoluteTimeout ends a session so long after its ID was made, however active
