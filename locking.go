@@ -137,7 +137,7 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 		return fn(session)
 	}
 	session, undo, err := l.fresh(r, name)
-	if session == nil || errors.Is(err, ErrNotLoaded) {
+	if session == nil {
 		return err
 	}
 	visits.updating[name] = session
@@ -161,7 +161,9 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Session, undo func(), err error) {
 	loaded := sessions.NewSession(l, name)
 	kept := &keepingData{LockingStore: l}
-	err = l.open(kept, r, loaded)
+	if err = l.open(kept, r, loaded); errors.Is(err, ErrNotLoaded) {
+		return nil, nil, err // what was loaded before stays
+	}
 	before := *loaded
 	session, registryErr := sessions.GetRegistry(r).Get(preloaded{l, loaded, err}, name)
 	if session == nil {
@@ -171,6 +173,7 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 	v := l.visit(r, before.ID)
 	if loaded != session {
 		v.seen[session] = v.seen[loaded]
+		notes(r)[session] = notes(r)[loaded]
 	}
 	return session, func() {
 		*session = before
@@ -192,8 +195,8 @@ type keepingData struct {
 	data []byte
 }
 
-func (k *keepingData) read(r *http.Request, session *sessions.Session) (data []byte, err error) {
-	k.data, err = k.LockingStore.read(r, session)
+func (k *keepingData) read(ctx context.Context, r *http.Request, session *sessions.Session, life time.Duration) (data []byte, err error) {
+	k.data, err = k.LockingStore.read(ctx, r, session, life)
 	return k.data, err
 }
 
@@ -206,16 +209,16 @@ type preloaded struct {
 
 func (p preloaded) New(*http.Request, string) (*sessions.Session, error) { return p.session, p.err }
 
-// read locks and loads a session.
-func (l *LockingStore) read(r *http.Request, session *sessions.Session) ([]byte, error) {
-	data, err := l.lockAndLoad(r, session)
+// read locks and loads a session. It has a time of its own, which is Wait.
+func (l *LockingStore) read(_ context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
+	data, err := l.lockAndLoad(r, session, life)
 	if ended := r.Context().Err(); ended != nil && errors.Is(err, ErrLocked) {
 		return nil, fmt.Errorf("%w: %w", err, ended)
 	}
 	return data, err
 }
 
-func (l *LockingStore) lockAndLoad(r *http.Request, session *sessions.Session) ([]byte, error) {
+func (l *LockingStore) lockAndLoad(r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), l.Wait)
 	defer cancel()
 	id := session.ID
@@ -229,11 +232,15 @@ func (l *LockingStore) lockAndLoad(r *http.Request, session *sessions.Session) (
 		v.free = pass
 	}
 	var until time.Time
+	var idle int64 // seconds that the session is to live from now; 0: as before
+	if l.IdleTimeout > 0 {
+		idle = seconds(life)
+	}
 	reply, err := await(ctx, func() (any, error) {
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
 		until = time.Now().Add(l.TTL)
-		return l.run(ctx, loadScript, id, v.token, milliseconds(l.TTL), l.idleSeconds(id))
+		return l.run(ctx, loadScript, id, v.token, milliseconds(l.TTL), idle)
 	})
 	switch {
 	case err != nil && again:
@@ -253,20 +260,12 @@ func (l *LockingStore) lockAndLoad(r *http.Request, session *sessions.Session) (
 	return data, nil
 }
 
-// idleSeconds is how long the load script lets the session live; 0: as before.
-func (l *LockingStore) idleSeconds(id string) int64 {
-	if l.IdleTimeout == 0 {
-		return 0
-	}
-	return int64(l.lifetime(id, maxLifetime) / time.Second)
-}
-
 func milliseconds(d time.Duration) int64 { return max(1, d.Milliseconds()) }
 
 // create takes no lock, for nobody knows the ID yet. It notes what the request's
 // next Save has to find.
-func (l *LockingStore) create(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-	if err := l.Store.create(r, session, data, ttl); err != nil {
+func (l *LockingStore) create(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+	if err := l.Store.create(ctx, r, session, data, ttl); err != nil {
 		return err
 	}
 	l.visit(r, session.ID).saw(session, data)
@@ -274,13 +273,17 @@ func (l *LockingStore) create(r *http.Request, session *sessions.Session, data [
 }
 
 // overwrite compares, writes and unlocks.
-func (l *LockingStore) overwrite(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+func (l *LockingStore) overwrite(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
 	v := l.visit(r, session.ID)
 	seen := v.seen[session]
 	if seen == nil {
 		return ErrConflict // not loaded through the lock: nothing shows that it is current
 	}
-	if err := l.settle(r, "save", session.ID, v, *seen, data, int64(ttl/time.Second)); err != nil {
+	before, _ := accompany(ctx, l.Store, session, ttl)
+	if err := l.do(ctx, before); err != nil {
+		return failed("save", err)
+	}
+	if err := l.settle(r, "save", session.ID, v, *seen, data, seconds(ttl)); err != nil {
 		return err
 	}
 	*seen = digest(data)
@@ -291,38 +294,38 @@ func (l *LockingStore) overwrite(r *http.Request, session *sessions.Session, dat
 // ones, comparing the one that was loaded. If that is refused, it takes the new
 // record back.
 func (l *LockingStore) replace(old []string) writer {
-	return func(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-		var err error
-		loaded := len(old) == 0 // CookieStore's, say: there is no record to end
-		for _, id := range old {
-			loaded = loaded || l.visit(r, id).seen[session] != nil
-		}
-		if !loaded {
+	return func(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+		v := l.visit(r, old[0])
+		seen := v.seen[session]
+		if seen == nil {
 			return ErrConflict
 		}
-		if err := l.create(r, session, data, ttl); err != nil {
+		if err := l.create(ctx, r, session, data, ttl); err != nil {
 			return err
 		}
-		for _, id := range old {
-			v := l.visit(r, id)
-			if seen := v.seen[session]; seen != nil {
-				err = errors.Join(err, l.settle(r, "renew", id, v, *seen, "", 0))
-			} else {
-				err = errors.Join(err, l.Store.remove(r, id)) // a planted one
-			}
+		var err error
+		for _, planted := range old[1:] {
+			err = errors.Join(err, l.Store.remove(r, session, planted))
+		}
+		if err == nil {
+			err = l.settle(r, "renew", old[0], v, *seen, "", 0)
 		}
 		if err != nil {
-			_ = l.Store.remove(r, session.ID) // if this fails, it expires
+			_ = l.Store.remove(r, session, session.ID) // if this fails, it expires
+			return err
 		}
-		return err
+		_, after := accompany(ctx, l.Store, session, ttl, old...)
+		_ = l.do(ctx, after) // if this fails, the index finds out by itself
+		return nil
 	}
 }
 
 // remove ends a session, whoever holds it, together with the lock.
-func (l *LockingStore) remove(r *http.Request, id string) error {
+func (l *LockingStore) remove(r *http.Request, session *sessions.Session, id string) error {
 	ctx, cancel := detached(r)
 	defer cancel()
-	err := l.client.Del(ctx, l.key(id), lockKey(l.key(id))).Err()
+	_, after := accompany(ctx, l.Store, session, 0, id)
+	err := l.do(ctx, []redis.Cmder{redis.NewIntCmd(ctx, "del", l.key(id), lockKey(l.key(id)))}, after)
 	if err == nil {
 		l.visit(r, id).free()
 	}
@@ -434,30 +437,16 @@ type visits struct {
 	updating map[string]*sessions.Session // by name: within Update's fn
 }
 
-// visitsOf returns the request's. They live where gorilla keeps a request's
-// sessions, so that they are found by whoever has the request, and gone with it.
+// visitsOf returns the request's.
 func visitsOf(r *http.Request, l *LockingStore) *visits {
-	book, _ := sessions.GetRegistry(r).Get(visitorsBook{}, "redistore-visits") // a valid name, never sent
-	v, ok := book.Values[l].(*visits)
+	book := notes(r)
+	v, ok := book[l].(*visits)
 	if !ok {
 		v = &visits{map[string]*visit{}, map[string]*sessions.Session{}}
-		book.Values[l] = v
+		book[l] = v
 	}
 	return v
 }
-
-// visitorsBook is the store of a session that is never stored.
-type visitorsBook struct{}
-
-func (b visitorsBook) Get(r *http.Request, name string) (*sessions.Session, error) {
-	return b.New(r, name)
-}
-
-func (b visitorsBook) New(_ *http.Request, name string) (*sessions.Session, error) {
-	return sessions.NewSession(b, name), nil
-}
-
-func (visitorsBook) Save(*http.Request, http.ResponseWriter, *sessions.Session) error { return nil }
 
 // visit returns the request's visit to a session, a new one if need be.
 func (l *LockingStore) visit(r *http.Request, id string) *visit {
@@ -578,13 +567,6 @@ func await(ctx context.Context, ask func() (any, error)) (any, error) {
 			return nil, err
 		}
 	}
-}
-
-// passing tells the errors of a Redis that restarts, fails over or moves a slot.
-func passing(err error) bool {
-	return slices.ContainsFunc([]string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
-		return redis.HasErrorPrefix(err, prefix)
-	})
 }
 
 // lockKey is in the same Cluster slot as the key: the key is its hash tag, or has

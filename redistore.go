@@ -73,11 +73,10 @@ const (
 	// time.Duration overflows, and go-redis takes what is left of it for "no expiry".
 	maxLifetime = math.MaxInt32 * time.Second
 
-	// maxCookies of one name are looked at, so that no request can cause more
-	// lookups than this.
-	maxCookies = 8
+	// maxIDs are looked up for one request, however many cookies it has.
+	maxIDs = 8
 
-	// maxAttempts of one Renew, as many as go-redis makes of other commands.
+	// maxAttempts of what go-redis must not repeat by itself, as many as it would make.
 	maxAttempts = 4
 )
 
@@ -198,9 +197,8 @@ func (s *Store) New(r *http.Request, name string) (*sessions.Session, error) {
 // Options.MaxAge < 0 ends the session: it is deleted and the cookie expired, which
 // happens even when Redis cannot be reached; the error tells.
 //
-// Setting the ID of a loaded session to "" before Save is the same as [Store.Renew].
-// Where the session could not be loaded, it starts afresh: the stored value stays,
-// out of reach, until it expires. IDs are otherwise the store's own to make.
+// Setting ID to "" before Save is the same as [Store.Renew]. IDs are otherwise the
+// store's own to make.
 func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
 	return s.save(s, r, w, session, false)
 }
@@ -236,11 +234,12 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 	}
 	ctx, cancel := detached(r)
 	defer cancel()
-	alive, err := s.client.Expire(ctx, s.key(session.ID), ttl).Result()
-	if err != nil {
+	before, _ := accompany(ctx, s, session, ttl)
+	expire := redis.NewBoolCmd(ctx, "expire", s.key(session.ID), seconds(ttl))
+	if err := s.do(ctx, before, []redis.Cmder{expire}); err != nil {
 		return failed("touch", err)
 	}
-	if !alive {
+	if !expire.Val() {
 		return ErrGone
 	}
 	setCookie(w, cookie)
@@ -251,15 +250,15 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 // the record.
 type backend interface {
 	check() error
-	read(r *http.Request, session *sessions.Session) ([]byte, error) // redis.Nil: no such record
-	create(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
-	overwrite(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
-	replace(old []string) writer
-	remove(r *http.Request, id string) error
+	read(ctx context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) // redis.Nil: no such record
+	create(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
+	overwrite(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
+	replace(old []string) writer // the first of which was loaded
+	remove(r *http.Request, session *sessions.Session, id string) error
 }
 
 // writer stores data for ttl, or refuses.
-type writer func(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
+type writer func(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
 
 // open fills a session from the first of the request's cookies that names one.
 func (s *Store) open(b backend, r *http.Request, session *sessions.Session) error {
@@ -268,86 +267,159 @@ func (s *Store) open(b backend, r *http.Request, session *sessions.Session) erro
 		return err
 	}
 	session.Options = s.options()
+	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	defer cancel()
 	ids, invalid := s.ids(r, session.Name())
 	for _, id := range ids {
 		session.ID = id
-		err := s.load(b, r, session)
-		if errors.Is(err, redis.Nil) {
-			session.ID = ""
-			continue
-		}
+		found, err := s.load(ctx, b, r, session)
 		if err != nil {
+			notes(r)[session] = note{unread: true}
 			return &loadError{err}
 		}
+		if !found {
+			continue
+		}
 		session.IsNew = false
+		if len(ids) > 1 {
+			notes(r)[session] = note{id: id}
+		}
 		return nil
 	}
+	session.ID = ""
 	return invalid
 }
 
-// load reads the session of that ID. An error other than redis.Nil leaves it the
-// ID, and no values: that is how save tells that it was never read.
-func (s *Store) load(b backend, r *http.Request, session *sessions.Session) error {
-	if s.lifetime(session.ID, maxLifetime) <= 0 {
-		return redis.Nil
+// load reads the session of that ID. An error leaves it the ID, and no values.
+func (s *Store) load(ctx context.Context, b backend, r *http.Request, session *sessions.Session) (found bool, err error) {
+	life := s.lifetime(session.ID, maxLifetime)
+	if life <= 0 {
+		return false, nil
 	}
-	data, err := b.read(r, session)
+	data, err := b.read(ctx, r, session, life)
+	if errors.Is(err, redis.Nil) {
+		return false, nil
+	}
 	if err == nil {
-		err = s.Serializer.Deserialize(data, session)
+		err = s.decode(data, session)
 	}
+	if err == nil && s.IdleTimeout > 0 && s.AbsoluteTimeout == 0 {
+		s.prolong(r, session, life)
+	}
+	return err == nil, err
+}
+
+// decode leaves Values empty rather than half full.
+func (s *Store) decode(data []byte, session *sessions.Session) error {
+	err := s.Serializer.Deserialize(data, session)
 	if err != nil || session.Values == nil {
-		session.Values = make(map[any]any) // never half of them
+		session.Values = make(map[any]any)
 	}
 	return err
 }
 
-// read returns what Redis holds.
-func (s *Store) read(r *http.Request, session *sessions.Session) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+// prolong tells what goes with a session that reading it has made it live longer.
+func (s *Store) prolong(r *http.Request, session *sessions.Session, life time.Duration) {
+	ctx, cancel := detached(r)
 	defer cancel()
-	key := s.key(session.ID)
-	if s.IdleTimeout > 0 {
-		return s.client.GetEx(ctx, key, s.lifetime(session.ID, maxLifetime)).Bytes()
-	}
-	return s.client.Get(ctx, key).Bytes()
+	before, _ := accompany(ctx, s, session, life)
+	_ = s.do(ctx, before) // there is a margin for one that is lost
 }
+
+// read returns what Redis holds.
+func (s *Store) read(ctx context.Context, _ *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
+	if s.IdleTimeout > 0 {
+		return s.client.GetEx(ctx, s.key(session.ID), life).Bytes()
+	}
+	return s.client.Get(ctx, s.key(session.ID)).Bytes()
+}
+
+// A note is what Save must know of a session and cannot see.
+type note struct {
+	unread bool   // Get could not load it
+	id     string // which of several cookies it was loaded by
+}
+
+// notes are a request's, by session. They live where gorilla keeps the request's
+// sessions, so that they are found by whoever has the request, and gone with it.
+func notes(r *http.Request) map[any]any {
+	book, _ := sessions.GetRegistry(r).Get(notebook{}, "redistore-notes") // a valid name, never sent
+	return book.Values
+}
+
+// notebook is the store of a session that is never stored.
+type notebook struct{}
+
+func (n notebook) Get(r *http.Request, name string) (*sessions.Session, error) { return n.New(r, name) }
+
+func (n notebook) New(_ *http.Request, name string) (*sessions.Session, error) {
+	return sessions.NewSession(n, name), nil
+}
+
+func (notebook) Save(*http.Request, http.ResponseWriter, *sessions.Session) error { return nil }
 
 // save decides what becomes of a session; renew: that its ID changes.
 func (s *Store) save(b backend, r *http.Request, w http.ResponseWriter, session *sessions.Session, renew bool) error {
 	if err := s.prepare(b, session); err != nil {
 		return err
 	}
-	switch {
-	case session.Options.MaxAge < 0:
+	if session.Options.MaxAge < 0 {
 		return s.end(b, r, w, session)
-	case s.unread(r, session):
-		return ErrNotLoaded
-	case session.ID == "" && session.IsNew:
-		return s.write(r, w, session, s.newID(), b.create)
-	case session.ID == "" || renew:
-		old := []string{session.ID}
-		if session.ID == "" {
-			// The handler cleared it: the request's cookies have it. All of them end, so
-			// that a planted one does not ride along.
-			old, _ = s.ids(r, session.Name())
-		}
-		return s.write(r, w, session, s.newID(), b.replace(old))
 	}
-	return s.write(r, w, session, session.ID, b.overwrite)
+	if s.unread(r, session) {
+		return ErrNotLoaded
+	}
+	ctx, cancel := detached(r)
+	defer cancel()
+	put := b.create
+	switch {
+	case session.ID != "" && !renew:
+		return s.write(ctx, r, w, session, session.ID, b.overwrite)
+	case session.ID != "" || !session.IsNew:
+		if old := s.previous(r, session); len(old) > 0 {
+			put = b.replace(old)
+		}
+	}
+	for attempt := 1; ; attempt++ {
+		err := s.write(ctx, r, w, session, s.newID(), put)
+		// The next attempt is under another ID, because what was sent may yet arrive, and
+		// must not bring back a session that was logged out by then.
+		if again := (unsettled{}); !errors.As(err, &again) || attempt == maxAttempts || !pause(ctx, attempt) {
+			return err
+		}
+	}
 }
 
-// unread tells whether the session is one that Get could not load: it is new, yet
-// carries the very ID that the request's own cookie carries.
+// unread tells whether the session is one that Get could not load. Without a note,
+// because Save was given another request, it is one that is new, yet carries the
+// very ID that the cookie carries.
 func (s *Store) unread(r *http.Request, session *sessions.Session) bool {
-	if !session.IsNew || session.ID == "" {
+	if !session.IsNew {
 		return false
+	}
+	if n, ok := notes(r)[session].(note); ok || session.ID == "" {
+		return n.unread
 	}
 	ids, _ := s.ids(r, session.Name())
 	return slices.Contains(ids, session.ID)
 }
 
+// previous returns the IDs that a new one replaces, the loaded one first. Where the
+// handler has cleared it, the request's cookies have it, and all of them end, so that
+// a planted one does not ride along.
+func (s *Store) previous(r *http.Request, session *sessions.Session) []string {
+	if session.ID != "" {
+		return []string{session.ID}
+	}
+	ids, _ := s.ids(r, session.Name())
+	if n, ok := notes(r)[session].(note); ok && n.id != "" {
+		ids = append([]string{n.id}, slices.DeleteFunc(ids, func(id string) bool { return id == n.id })...)
+	}
+	return ids
+}
+
 // write stores the session under id and then, only then, sets the cookie.
-func (s *Store) write(r *http.Request, w http.ResponseWriter, session *sessions.Session, id string, put writer) (err error) {
+func (s *Store) write(ctx context.Context, r *http.Request, w http.ResponseWriter, session *sessions.Session, id string, put writer) (err error) {
 	defer func(old string) {
 		if err != nil {
 			session.ID = old
@@ -369,122 +441,147 @@ func (s *Store) write(r *http.Request, w http.ResponseWriter, session *sessions.
 	if ttl <= 0 {
 		return ErrGone
 	}
-	if err := put(r, session, data, ttl); err != nil {
+	if err := put(ctx, r, session, data, ttl); err != nil {
 		return err
 	}
 	setCookie(w, cookie)
 	return nil
 }
 
-// create needs no NX: nobody else can draw the same 256 bits, and a repeated NX
-// whose first reply was lost would deny its own success.
-func (s *Store) create(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-	ctx, cancel := detached(r)
-	defer cancel()
-	return failed("save", s.client.Set(ctx, s.key(session.ID), data, ttl).Err())
+// create needs no NX: nobody else can draw the same 256 bits.
+func (s *Store) create(ctx context.Context, _ *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+	before, _ := accompany(ctx, s, session, ttl)
+	err := s.do(ctx, before, []redis.Cmder{once{s.set(ctx, session.ID, data, ttl)}})
+	return unsettle(failed("save", err))
 }
 
 // overwrite needs XX: a key that is gone was logged out or has expired, and must
 // not come back.
-func (s *Store) overwrite(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-	ctx, cancel := detached(r)
-	defer cancel()
-	err := s.client.SetArgs(ctx, s.key(session.ID), data, redis.SetArgs{Mode: "XX", TTL: ttl}).Err()
+func (s *Store) overwrite(ctx context.Context, _ *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+	before, _ := accompany(ctx, s, session, ttl)
+	err := s.do(ctx, before, []redis.Cmder{s.set(ctx, session.ID, data, ttl, "xx")})
 	if errors.Is(err, redis.Nil) {
 		return ErrGone
 	}
 	return failed("save", err)
 }
 
+func (s *Store) set(ctx context.Context, id string, data []byte, ttl time.Duration, mode ...any) redis.Cmder {
+	return redis.NewStatusCmd(ctx, append([]any{"set", s.key(id), data, "ex", seconds(ttl)}, mode...)...)
+}
+
+func (s *Store) del(ctx context.Context, id string) *redis.IntCmd {
+	return redis.NewIntCmd(ctx, "del", s.key(id))
+}
+
 // replace writes the new record and ends the old ones. The answer to DEL tells
-// whether the session was still alive.
+// whether the loaded one was still alive.
 func (s *Store) replace(old []string) writer {
-	if len(old) == 0 {
-		return s.create
-	}
-	return func(r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-		ctx, cancel := detached(r)
-		defer cancel()
-		var lost error // a reply that never came: what the repeat finds may be its own work
-		for attempt := 1; ; attempt++ {
-			ended, err := s.swap(ctx, s.key(session.ID), data, ttl, old)
-			switch {
-			case err == nil && ended > 0:
-				return nil
-			case err == nil && lost == nil: // nothing to end: somebody else was first
-				err = ErrGone
-			case err == nil:
-				err = failed("renew", lost)
-			case attempt < maxAttempts && pause(ctx, attempt):
-				if !isReply(err) {
-					lost = err
-				}
-				continue
-			default:
-				err = failed("renew", err)
-			}
-			s.client.Del(ctx, s.key(session.ID)) // nobody knows this ID; if this fails, it expires
-			return err
+	var lost error // an earlier attempt's reply that never came: DEL may be its work
+	return func(ctx context.Context, _ *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
+		before, after := accompany(ctx, s, session, ttl, old...)
+		loaded := s.del(ctx, old[0])
+		dels := []redis.Cmder{once{loaded}}
+		for _, planted := range old[1:] {
+			dels = append(dels, s.del(ctx, planted))
 		}
+		err := s.do(ctx, before, []redis.Cmder{once{s.set(ctx, session.ID, data, ttl)}}, dels, after)
+		if loaded.Val() > 0 {
+			return nil
+		}
+		_, after = accompany(ctx, s, session, 0, session.ID)
+		_ = s.do(ctx, []redis.Cmder{s.del(ctx, session.ID)}, after) // nobody knows this ID; if this fails, it expires
+		switch {
+		case err != nil:
+			if !isReply(err) {
+				lost = err
+			}
+			return unsettle(failed("renew", err))
+		case lost != nil:
+			return failed("renew", lost)
+		}
+		return ErrGone // nothing to end: somebody else was first
 	}
 }
 
-// swap sets the new key and deletes the old ones, and counts those. Nothing is
-// deleted where the new key was refused: a single server does both or neither, in
-// one round trip; where the keys may be on several, the second waits for the first.
-// The client must not repeat DEL by itself, see replace.
-func (s *Store) swap(ctx context.Context, key string, data []byte, ttl time.Duration, old []string) (ended int64, err error) {
-	dels := make([]*redis.IntCmd, len(old))
-	del := func(pipe redis.Pipeliner) error {
-		for i, id := range old {
-			dels[i] = redis.NewIntCmd(ctx, "del", s.key(id))
-			_ = pipe.Process(ctx, once{dels[i]})
-		}
-		return nil
+// unsettled is an error after which the same may be tried again under another ID.
+type unsettled struct{ error }
+
+func (u unsettled) Unwrap() error { return u.error }
+
+// unsettle marks the errors of a connection, and those that Redis gives in passing.
+func unsettle(err error) error {
+	if err == nil || isReply(err) && !passing(err) {
+		return err
 	}
-	if single, ok := s.client.(*redis.Client); ok {
-		var set *redis.StatusCmd
-		_, err = single.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
-			set = pipe.Set(ctx, key, data, ttl)
-			return del(pipe)
-		})
-		if why := set.Err(); why != nil {
-			err = why // err itself may only say that the transaction was given up
-		}
-	} else if err = s.client.Set(ctx, key, data, ttl).Err(); err == nil {
-		_, err = s.client.Pipelined(ctx, del)
-	}
-	for _, d := range dels {
-		if d != nil {
-			ended += d.Val()
-		}
-	}
-	return ended, err
+	return unsettled{err}
 }
 
 // remove ends a session.
-func (s *Store) remove(r *http.Request, id string) error {
+func (s *Store) remove(r *http.Request, session *sessions.Session, id string) error {
 	ctx, cancel := detached(r)
 	defer cancel()
-	return failed("delete", s.client.Del(ctx, s.key(id)).Err())
+	_, after := accompany(ctx, s, session, 0, id)
+	return failed("delete", s.do(ctx, []redis.Cmder{s.del(ctx, id)}, after))
+}
+
+// accompany returns what has to be sent before a session is written for ttl, and
+// after others have ended: owner.go's index.
+var accompany = func(ctx context.Context, s *Store, session *sessions.Session, ttl time.Duration, ended ...string) (before, after []redis.Cmder) {
+	return nil, nil
+}
+
+// do sends groups of commands, none of which is done unless those before it were: a
+// single server does all or none of them, in one round trip; where the keys may be
+// on several, each group waits for the one before. It returns the first error.
+func (s *Store) do(ctx context.Context, groups ...[]redis.Cmder) error {
+	send := s.client.Pipelined
+	if single, ok := s.client.(*redis.Client); ok {
+		groups = [][]redis.Cmder{slices.Concat(groups...)}
+		send = single.TxPipelined
+	}
+	for _, group := range groups {
+		var err error
+		switch len(group) {
+		case 0:
+		case 1:
+			err = s.client.Process(ctx, group[0])
+		default:
+			_, err = send(ctx, func(pipe redis.Pipeliner) error {
+				for _, cmd := range group {
+					_ = pipe.Process(ctx, cmd)
+				}
+				return nil
+			})
+		}
+		if err == nil {
+			continue
+		}
+		for _, cmd := range group { // err may only say that the transaction was given up
+			if cmd.Err() != nil {
+				return cmd.Err()
+			}
+		}
+		return err
+	}
+	return nil
 }
 
 // end deletes the session and expires the cookie, which goes out even when Redis
 // cannot be reached: who logs out must not leave with a working cookie.
 func (s *Store) end(b backend, r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	var ids []string
-	switch {
-	case session.ID != "":
-		ids = []string{session.ID}
-	case !session.IsNew:
-		ids, _ = s.ids(r, session.Name()) // the handler cleared it
+	var err error
+	if session.Name() != "" { // one from Sessions has no name, and no cookie
+		var cookie *http.Cookie
+		if cookie, err = s.cookie(session); err == nil {
+			setCookie(w, cookie)
+		}
 	}
-	cookie, err := s.cookie(session)
-	if err == nil {
-		setCookie(w, cookie)
+	for _, id := range s.previous(r, session) {
+		err = errors.Join(err, b.remove(r, session, id))
 	}
-	for _, id := range ids {
-		err = errors.Join(err, b.remove(r, id))
+	if session.IsNew && err == nil {
+		delete(notes(r), session) // nothing is left that could be lost
 	}
 	return err
 }
@@ -494,14 +591,13 @@ func (s *Store) end(b backend, r *http.Request, w http.ResponseWriter, session *
 // count: a stale cookie from another path must not log the user out (RFC 6265,
 // section 5.4).
 func (s *Store) ids(r *http.Request, name string) (ids []string, invalid error) {
-	cookies := r.CookiesNamed(name)
-	for _, c := range cookies[:min(len(cookies), maxCookies)] {
+	for _, c := range r.CookiesNamed(name) {
 		var id string
 		err := securecookie.DecodeMulti(name, c.Value, &id, s.Codecs...)
 		if err != nil && invalid == nil {
 			invalid = err
 		}
-		if err == nil && id != "" && !slices.Contains(ids, id) {
+		if err == nil && id != "" && len(ids) < maxIDs && !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}
 	}
@@ -526,6 +622,8 @@ func created(id string) time.Time {
 }
 
 func (s *Store) key(id string) string { return s.KeyPrefix + id }
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
 // maxAge is the lifetime that the session's Options ask for.
 func (s *Store) maxAge(session *sessions.Session) time.Duration {
@@ -622,6 +720,9 @@ func (s *Store) check() error {
 		return errors.New("redistore: no keys: pass New at least one authentication key")
 	}
 	for _, c := range s.Codecs {
+		if c == nil {
+			return errors.New("redistore: a Codec is nil: let New make them from keys")
+		}
 		if bad, ok := c.(badKeys); ok {
 			return bad.error
 		}
@@ -696,6 +797,13 @@ func (once) NoRetry() bool { return true }
 func isReply(err error) bool {
 	var reply redis.Error
 	return errors.As(err, &reply)
+}
+
+// passing tells the errors of a Redis that restarts, fails over or moves a slot.
+func passing(err error) bool {
+	return slices.ContainsFunc([]string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
+		return redis.HasErrorPrefix(err, prefix)
+	})
 }
 
 // pause waits before the next attempt, and reports whether there is time for one.

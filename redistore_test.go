@@ -1,7 +1,11 @@
 package redistore
 
 import (
+	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -271,6 +275,8 @@ func newSession(t *testing.T, store sessions.Store) *sessions.Session {
 	return s
 }
 
+type writeFunc func(*http.Request, http.ResponseWriter, *sessions.Session) error
+
 func TestMaxAgeDrivesTheExpiry(t *testing.T) {
 	cases := map[string]struct {
 		set  func(*Store, *sessions.Session)
@@ -293,6 +299,9 @@ func TestMaxAgeDrivesTheExpiry(t *testing.T) {
 		}, time.Minute},
 		"IdleTimeout under a second": {func(st *Store, _ *sessions.Session) { st.IdleTimeout = time.Nanosecond }, time.Second},
 		"AbsoluteTimeout is shorter": {func(st *Store, _ *sessions.Session) { st.AbsoluteTimeout = time.Hour }, time.Hour},
+		"AbsoluteTimeout is longer": {func(st *Store, s *sessions.Session) {
+			s.Options.MaxAge, st.AbsoluteTimeout = 60, time.Hour
+		}, time.Minute},
 	}
 	onServers(t, func(t *testing.T, srv *server) {
 		for name, c := range cases {
@@ -303,13 +312,13 @@ func TestMaxAgeDrivesTheExpiry(t *testing.T) {
 			for _, step := range []string{"new", "loaded", "touched", "renewed"} {
 				r, w := browser{}.request(t), httptest.NewRecorder()
 				switch step {
-				case "new", "loaded":
+				case "new":
 					must(t, store.Save(r, w, s))
 					s.IsNew = false
-				case "touched":
+				case "loaded", "touched": // whatever it was before
 					key, _ := srv.only(t)
 					must(t, srv.admin.Expire(t.Context(), key, time.Hour*24*365).Err())
-					must(t, store.Touch(r, w, s))
+					must(t, map[string]writeFunc{"loaded": store.Save, "touched": store.Touch}[step](r, w, s))
 				case "renewed":
 					must(t, store.Renew(r, w, s))
 				}
@@ -345,7 +354,7 @@ func TestDeletion(t *testing.T) {
 			must(t, s.Save(r, w))
 			equal(t, "keys", len(srv.keys(t)), 0)
 		}
-		for _, call := range []func(*http.Request, http.ResponseWriter, *sessions.Session) error{store.Renew, store.Touch} {
+		for _, call := range []writeFunc{store.Renew, store.Touch} {
 			b := login(t, store)
 			s, r, w := b.get(t, store)
 			s.Options.MaxAge = -1
@@ -609,13 +618,27 @@ func TestFailedReadDestroysNothing(t *testing.T) {
 				s.Values["user"] = "eve" // a handler that ignores the error
 				wantErr(t, s.Save(r, w), ErrNotLoaded)
 				wantErr(t, store.Renew(r, w, s), ErrNotLoaded)
+				stripped := r.Clone(r.Context()) // by a middleware
+				stripped.Header.Del("Cookie")
+				wantErr(t, s.Save(stripped, w), ErrNotLoaded)
+				wantErr(t, s.Save(b.request(t), w), ErrNotLoaded)
+				id := s.ID
+				s.ID = ""
+				wantErr(t, s.Save(r, w), ErrNotLoaded)
+				s.ID = id
 				equal(t, "commands", rec.take(), "")
 				equal(t, "cookies", len(w.Result().Cookies()), 0)
 				equal(t, "what is stored", srv.admin.Dump(t.Context(), key).Val(), before)
 
 				s.Options.MaxAge = -1
+				if strings.Contains(name, "gob") {
+					s.ID = "" // and with the old idiom
+				}
 				must(t, s.Save(r, w))
 				equal(t, "keys after logout", len(srv.keys(t)), 0)
+				s.ID, s.Options.MaxAge = "", 60 // nothing is left that could be lost
+				must(t, s.Save(r, w))
+				equal(t, "keys", len(srv.keys(t)), 1)
 			})
 		}
 	})
@@ -712,7 +735,7 @@ func TestUnknownIDsAreNeverAdopted(t *testing.T) {
 func TestRenewKillsTheOldID(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		store, _ := srv.store(t)
-		for name, renew := range map[string]func(*http.Request, http.ResponseWriter, *sessions.Session) error{
+		for name, renew := range map[string]writeFunc{
 			"Renew": store.Renew,
 			`ID = ""`: func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
 				s.ID = ""
@@ -748,6 +771,24 @@ func TestRenewKillsTheOldID(t *testing.T) {
 		s.ID = ""
 		must(t, s.Save(r, httptest.NewRecorder()))
 		equal(t, "users of the old cookies", a.user(t, store)+b.user(t, store), "")
+
+		// Nor does its life stand for that of the session that was loaded.
+		stale := a["s"]
+		for _, before := range []string{"", "s=" + stale + "; "} {
+			a, b := login(t, store), login(t, store)
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Cookie", before+"s="+a["s"]+"; s="+b["s"])
+			s, err := store.Get(r, "s")
+			must(t, err)
+			equal(t, "user", s.Values["user"], any("ann"))
+			out, or, ow := a.get(t, store)
+			out.Options.MaxAge = -1
+			must(t, out.Save(or, ow))
+			s.ID = ""
+			w := httptest.NewRecorder()
+			wantErr(t, s.Save(r, w), ErrGone)
+			equal(t, "cookies", len(w.Result().Cookies()), 0)
+		}
 	})
 }
 
@@ -808,6 +849,24 @@ func TestKeyRotation(t *testing.T) {
 	}
 }
 
+// TestRedisIsTheOnlyClock has a cookie that was made long ago, for a session that
+// is still used.
+func TestRedisIsTheOnlyClock(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.store(t)
+		id := idOf(t, store, login(t, store))
+		// As securecookie encodes, ten years ago.
+		name, when := "s", time.Now().AddDate(-10, 0, 0).Unix()
+		var value bytes.Buffer
+		must(t, gob.NewEncoder(&value).Encode(id))
+		signed := fmt.Sprintf("%s|%d|%s|", name, when, base64.URLEncoding.EncodeToString(value.Bytes()))
+		mac := hmac.New(sha256.New, hashKey)
+		mac.Write([]byte(signed[:len(signed)-1]))
+		cookie := base64.URLEncoding.EncodeToString(append([]byte(signed[len(name)+1:]), mac.Sum(nil)...))
+		equal(t, "user", browser{"s": cookie}.user(t, store), "ann")
+	})
+}
+
 func TestAllCookiesOfTheNameAreTried(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		store, rec := srv.store(t)
@@ -828,7 +887,7 @@ func TestAllCookiesOfTheNameAreTried(t *testing.T) {
 			rec.take()
 			return store.Get(r, "s")
 		}
-		for _, cookies := range [][]string{{ann, stale}, {stale, ann}, {"nonsense", stale, ann}, {"nonsense", ann}} {
+		for _, cookies := range [][]string{{ann, stale}, {stale, ann}, {"nonsense", stale, ann}, {"nonsense", ann}, append(slices.Repeat([]string{"nonsense"}, 50), ann)} {
 			s, err := get(cookies...)
 			if err != nil || s.Values["user"] != "ann" {
 				t.Errorf("%d cookies: error %v, session %+v", len(cookies), err, s)
@@ -848,7 +907,7 @@ func TestAllCookiesOfTheNameAreTried(t *testing.T) {
 		}
 		_, err = get(many...)
 		must(t, err)
-		equal(t, "commands for 100 IDs", len(strings.Fields(rec.take())), maxCookies)
+		equal(t, "commands for 100 IDs", len(strings.Fields(rec.take())), maxIDs)
 
 		// When the first that exists cannot be read, it must not be passed over: the
 		// next could be somebody else's.
@@ -893,7 +952,7 @@ func wantConfigError(t *testing.T, store *Store, want string) {
 	wantText(t, err, "redistore: ")
 	wantText(t, err, want)
 	wantText(t, store.Ping(t.Context()), want)
-	for _, call := range []func(*http.Request, http.ResponseWriter, *sessions.Session) error{store.Save, store.Renew, store.Touch} {
+	for _, call := range []writeFunc{store.Save, store.Renew, store.Touch} {
 		wantText(t, call(r, w, s), want)
 	}
 	_, err = store.Get(browser{}.request(t), "s")
@@ -904,6 +963,7 @@ func wantConfigError(t *testing.T, store *Store, want string) {
 func TestConfiguration(t *testing.T) {
 	client := startMini(t).client(t)
 	for want, change := range map[string]func(*Store){
+		"a Codec is nil":               func(s *Store) { s.Codecs = []securecookie.Codec{nil} },
 		"no Redis client":              func(s *Store) { *s = *New(nil, hashKey) },
 		"no Redis client: ":            func(s *Store) { *s = *New((*redis.Client)(nil), hashKey) },
 		"make the store with New":      func(s *Store) { *s = Store{} },
@@ -962,8 +1022,9 @@ func TestInvalidCookieNameIsAnError(t *testing.T) {
 		must(t, err) // as CookieStore
 		w := httptest.NewRecorder()
 		wantText(t, store.Save(browser{}.request(t), w, s), "redistore: cookie")
-		s.Options.MaxAge = -1
-		wantText(t, store.Save(browser{}.request(t), w, s), "redistore: cookie")
+		if s.Options.MaxAge = -1; name != "" { // without a name there is no cookie to expire
+			wantText(t, store.Save(browser{}.request(t), w, s), "redistore: cookie")
+		}
 		equal(t, "Set-Cookie", w.Header().Get("Set-Cookie"), "")
 	}
 	equal(t, "keys", len(srv.keys(t)), 0)
@@ -1001,7 +1062,7 @@ func TestSetCookieOnlyAfterTheWrite(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		store, rec := srv.store(t)
 		b := login(t, store)
-		for name, call := range map[string]func(*http.Request, http.ResponseWriter, *sessions.Session) error{
+		for name, call := range map[string]writeFunc{
 			"set": store.Save, "expire": store.Touch, "[multi set del exec]": store.Renew,
 		} {
 			s, r, w := b.get(t, store)
@@ -1018,9 +1079,9 @@ func TestSetCookieOnlyAfterTheWrite(t *testing.T) {
 		}
 		// A new session whose Save failed can be saved again.
 		s := newSession(t, store)
-		rec.failOnce("set", io.EOF)
+		rec.failOnce("set", redisError("OOM command not allowed when used memory > 'maxmemory'."))
 		r, w := browser{}.request(t), httptest.NewRecorder()
-		wantErr(t, store.Save(r, w, s), io.EOF)
+		wantText(t, store.Save(r, w, s), "OOM")
 		equal(t, "ID", s.ID, "")
 		must(t, store.Save(r, w, s))
 	})
@@ -1274,7 +1335,7 @@ func TestSize(t *testing.T) {
 		_, before := srv.only(t)
 		s, r, w := b.get(t, store)
 		s.Values["big"] = strings.Repeat("x", 1<<20)
-		for _, save := range []func(*http.Request, http.ResponseWriter, *sessions.Session) error{store.Save, store.Renew} {
+		for _, save := range []writeFunc{store.Save, store.Renew} {
 			err := save(r, w, s)
 			wantErr(t, err, ErrTooLarge)
 			wantText(t, err, itoa(1<<20))

@@ -59,8 +59,8 @@ func (GobSerializer) Deserialize(data []byte, session *sessions.Session) error {
 //
 // Beyond that change of type nothing is lost: Serialize refuses, with an error that
 // names the key, what would come back as another value. These are keys that are
-// not strings, text that is not valid UTF-8, []byte, NaN and infinities, and
-// integers beyond ±2^53. Types with their own MarshalJSON or MarshalText, such as
+// not strings, text that is not valid UTF-8, []byte, NaN and infinities, integers
+// beyond ±2^53, and structs without an exported field. Types with their own MarshalJSON or MarshalText, such as
 // time.Time, are taken at their word.
 type JSONSerializer struct{}
 
@@ -78,15 +78,22 @@ func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 		object[key] = v
 	}
 	data, err := json.Marshal(object)
+	if err == nil {
+		err = json.Unmarshal(data, new(any)) // too deep, say, or a number out of range
+	}
 	for key, v := range object {
-		if err != nil { // by now it is known that there are no cycles
-			if _, err := json.Marshal(v); err != nil {
-				return nil, fmt.Errorf("JSONSerializer: Values[%q]: %w", key, err)
+		if err == nil { // so there are no cycles
+			if lost := jsonLoses(reflect.ValueOf(v)); lost != "" {
+				return nil, fmt.Errorf("JSONSerializer: Values[%q]: %s", key, lost)
 			}
 			continue
 		}
-		if lost := jsonLoses(reflect.ValueOf(v), 1); lost != "" {
-			return nil, fmt.Errorf("JSONSerializer: Values[%q]: %s", key, lost)
+		one, err := json.Marshal(v)
+		if err == nil {
+			err = json.Unmarshal([]byte("["+string(one)+"]"), new(any))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("JSONSerializer: Values[%q]: %w", key, err)
 		}
 	}
 	return data, err
@@ -116,13 +123,10 @@ var (
 
 // jsonLoses says what of a value JSON would not give back, or nothing. The value
 // is one that encoding/json has encoded, so it has no cycles.
-func jsonLoses(v reflect.Value, depth int) string {
+func jsonLoses(v reflect.Value) string {
 	const exact = 1 << 53 // the integers up to here are float64s too
 	if !v.IsValid() || v.Type().Implements(jsonMarshaler) || v.Type().Implements(textMarshaler) {
 		return ""
-	}
-	if depth == 10_000 {
-		return "nested deeper than encoding/json reads"
 	}
 	switch v.Kind() {
 	case reflect.String:
@@ -138,39 +142,44 @@ func jsonLoses(v reflect.Value, depth int) string {
 			return fmt.Sprintf("%d is beyond 2^53 and would be rounded", n)
 		}
 	case reflect.Pointer, reflect.Interface:
-		return jsonLoses(v.Elem(), depth)
+		return jsonLoses(v.Elem())
 	case reflect.Slice:
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			return "[]byte would come back as base64 text"
 		}
-		return jsonLosesAny(v.Seq2(), depth)
+		return jsonLosesAny(v.Seq2())
 	case reflect.Array:
-		return jsonLosesAny(v.Seq2(), depth)
+		return jsonLosesAny(v.Seq2())
 	case reflect.Map:
 		if v.Type().Key().Kind() != reflect.String {
 			return fmt.Sprintf("%s has keys that are not strings", v.Type())
 		}
-		return jsonLosesAny(v.Seq2(), depth)
+		return jsonLosesAny(v.Seq2())
 	case reflect.Struct:
+		hidden := 0
 		for field, value := range v.Fields() {
 			if field.Tag.Get("json") == "-" || !field.IsExported() && !field.Anonymous {
+				hidden++
 				continue
 			}
-			if lost := jsonLoses(value, depth+1); lost != "" {
+			if lost := jsonLoses(value); lost != "" {
 				return field.Name + ": " + lost
 			}
+		}
+		if n := v.NumField(); n > 0 && hidden == n { // an error, say
+			return fmt.Sprintf("%s has no exported field and would come back empty", v.Type())
 		}
 	}
 	return ""
 }
 
 // jsonLosesAny looks at every element, and at every key.
-func jsonLosesAny(elements func(func(k, v reflect.Value) bool), depth int) string {
+func jsonLosesAny(elements func(func(k, v reflect.Value) bool)) string {
 	for k, v := range elements {
-		if lost := jsonLoses(k, depth); lost != "" {
+		if lost := jsonLoses(k); lost != "" {
 			return lost
 		}
-		if lost := jsonLoses(v, depth+1); lost != "" {
+		if lost := jsonLoses(v); lost != "" {
 			return lost
 		}
 	}

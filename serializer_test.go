@@ -1,13 +1,16 @@
 package redistore
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
 )
 
 func TestFlashesSurvive(t *testing.T) {
@@ -68,7 +71,9 @@ func TestJSONGivesBackWhatItTook(t *testing.T) {
 		{"k", make(chan int), fmt.Errorf(`Values["k"]: json: unsupported type: chan int`)},
 		{"k", func() {}, fmt.Errorf(`Values["k"]: json: unsupported type`)},
 		{"k", loop, fmt.Errorf(`Values["k"]: json: unsupported value: encountered a cycle`)},
-		{"k", deep, fmt.Errorf(`Values["k"]: nested deeper`)},
+		{"k", deep, fmt.Errorf(`exceeded max depth`)},
+		{"k", json.RawMessage("1e400"), fmt.Errorf(`Values["k"]: json: cannot unmarshal number 1e400`)},
+		{"k", io.EOF, fmt.Errorf(`Values["k"]: errors.errorString has no exported field`)},
 		{"k", map[int]string{1: "a"}, fmt.Errorf(`Values["k"]: map[int]string has keys that are not strings`)},
 		{"k", map[string]string{"\xff": "a"}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
 		{"k", []any{1, []any{"\xff"}}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
@@ -81,7 +86,7 @@ func TestJSONGivesBackWhatItTook(t *testing.T) {
 		data, err := JSONSerializer{}.Serialize(s)
 		if want, ok := c.want.(error); ok {
 			if err == nil || !strings.Contains(err.Error(), want.Error()) {
-				t.Errorf("%.20v: got %s, error %v, want %q in it", c.value, data, err, want)
+				t.Errorf("%T: got %.100s, error %.200v, want %q in it", c.value, data, err, want)
 			}
 			continue
 		}
@@ -137,5 +142,51 @@ func fuzzDeserialize(f *testing.F, z Serializer) {
 		if err := z.Deserialize(data, s); err != nil && len(s.Values) != 0 {
 			t.Errorf("half of %q: %v", data, s.Values)
 		}
+	})
+}
+
+// watchful is a serializer that looks at what it is given.
+type watchful struct {
+	GobSerializer
+	ids    []string
+	values map[any]any // what Deserialize leaves behind
+	err    error
+}
+
+func (z *watchful) Serialize(session *sessions.Session) ([]byte, error) {
+	z.ids = append(z.ids, session.ID)
+	return z.GobSerializer.Serialize(session)
+}
+
+func (z *watchful) Deserialize(data []byte, session *sessions.Session) error {
+	z.ids = append(z.ids, session.ID)
+	session.Values = z.values
+	return z.err
+}
+
+func TestASerializerOfOnesOwn(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.store(t)
+		z := &watchful{}
+		store.Serializer = z
+		b := login(t, store)
+		s, r, w := b.get(t, store)
+		if s.Values == nil || s.IsNew {
+			t.Errorf("nil Values came out as %+v", s)
+		}
+		must(t, store.Renew(r, w, s))
+		b.keep(w)
+		id := idOf(t, store, b)
+		equal(t, "IDs", len(z.ids), 3)
+		if z.ids[0] == "" || z.ids[0] != z.ids[1] || z.ids[2] != id {
+			t.Errorf("it was given the IDs %q; the last one is %q", z.ids, id)
+		}
+
+		z.values, z.err = map[any]any{"half": 1}, redis.Nil // whatever the error
+		r = b.request(t)
+		s, err := store.Get(r, "s")
+		wantErr(t, err, ErrNotLoaded)
+		equal(t, "Values", len(s.Values), 0)
+		wantErr(t, s.Save(r, w), ErrNotLoaded)
 	})
 }

@@ -54,7 +54,12 @@ func (a *app) home(w http.ResponseWriter, r *http.Request) {
 	visits, _ := session.Values["visits"].(int)
 	session.Values["visits"] = visits + 1
 	flashes := session.Flashes()
-	if err := session.Save(r, w); err != nil && !errors.Is(err, redistore.ErrGone) {
+	err = session.Save(r, w)
+	if errors.Is(err, redistore.ErrGone) { // logged out in another tab just now
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+		return
+	}
+	if err != nil {
 		a.unavailable(w, err)
 		return
 	}

@@ -1,0 +1,658 @@
+package redistore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+)
+
+// loginAs saves a new session of that owner.
+func loginAs(t *testing.T, store sessions.Store, owner string) browser {
+	t.Helper()
+	b := browser{}
+	b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+		s.Values["user"] = "ann"
+		SetOwner(s, owner)
+		must(t, s.Save(r, w))
+	})
+	return b
+}
+
+func listed(t *testing.T, store *Store, owner string) []string {
+	t.Helper()
+	list, err := store.Sessions(t.Context(), owner)
+	must(t, err)
+	var ids []string
+	for _, s := range list {
+		ids = append(ids, s.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func idOf(t *testing.T, store *Store, b browser) string {
+	t.Helper()
+	ids, err := store.ids(b.request(t), "s")
+	must(t, err)
+	return ids[0]
+}
+
+// clients are of kinds that write an owned session in one transaction, or in steps.
+func (s *server) clients(t *testing.T) map[string]redis.UniversalClient {
+	auto, err := s.client(t).AutoPipeline()
+	must(t, err)
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": s.addr}, ContextTimeoutEnabled: true})
+	t.Cleanup(func() { ring.Close() })
+	return map[string]redis.UniversalClient{"Client": s.client(t), "AutoPipeliner": auto, "Ring": ring}
+}
+
+func TestOwner(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, client := range srv.clients(t) {
+			for _, z := range []Serializer{GobSerializer{}, JSONSerializer{}} {
+				store := New(client, hashKey)
+				store.Serializer = z
+				for kind, s := range map[string]sessions.Store{"Store": store, "LockingStore": NewLockingStore(store)} {
+					t.Run(fmt.Sprintf("%s/%T/%s", name, z, kind), func(t *testing.T) { testOwner(t, srv, store, s) })
+				}
+			}
+		}
+	})
+}
+
+// testOwner follows one session from login to logout. over is the store, or the lock
+// around it.
+func testOwner(t *testing.T, srv *server, store *Store, over sessions.Store) {
+	must(t, srv.admin.FlushDB(t.Context()).Err())
+	change := func(b browser, do func(*http.Request, http.ResponseWriter, *sessions.Session) error) {
+		t.Helper()
+		r, end := b.lived(t)
+		w := httptest.NewRecorder()
+		s, err := over.Get(r, "s")
+		must(t, err)
+		must(t, do(r, w, s))
+		end()
+		b.keep(w)
+	}
+	save := func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error { return s.Save(r, w) }
+
+	b, other := loginAs(t, over, "ann"), loginAs(t, over, "ann")
+	loginAs(t, over, "bob")
+	first := idOf(t, store, b)
+	all := []string{first, idOf(t, store, other)}
+	slices.Sort(all)
+	equal(t, "listed", fmt.Sprint(listed(t, store, "ann")), fmt.Sprint(all))
+	change(b, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		equal(t, "owner after a reload", Owner(s), "ann")
+		s.Values["n"] = 1
+		return s.Save(r, w)
+	})
+	renew := store.Renew
+	if l, ok := over.(*LockingStore); ok {
+		renew = l.Renew
+	}
+	change(b, renew)
+	renewed := idOf(t, store, b)
+	equal(t, "listed after Renew", slices.Contains(listed(t, store, "ann"), renewed), true)
+	equal(t, "the old ID is listed", slices.Contains(listed(t, store, "ann"), first), false)
+	change(b, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		return store.Touch(r, w, s)
+	})
+
+	list, err := store.Sessions(t.Context(), "ann")
+	must(t, err)
+	for _, s := range list {
+		if s.IsNew || s.Values["user"] != "ann" || s.Options.MaxAge != 30*24*3600 || Owner(s) != "ann" {
+			t.Errorf("listed %+v", s)
+		}
+	}
+
+	change(b, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		SetOwner(s, "bob")
+		return s.Save(r, w)
+	})
+	equal(t, "ann's after one went to bob", len(listed(t, store, "ann")), 1)
+	equal(t, "bob's", len(listed(t, store, "bob")), 2)
+	n, err := store.Revoke(t.Context(), "ann")
+	must(t, err)
+	equal(t, "ended", n, 1)
+	equal(t, "user of the session that is bob's now", b.user(t, store), "ann")
+	equal(t, "user of the one that was ann's", other.user(t, store), "")
+	change(b, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		SetOwner(s, "")
+		return s.Save(r, w)
+	})
+	equal(t, "bob's after one has no owner", len(listed(t, store, "bob")), 1)
+	change(b, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		equal(t, "owner", Owner(s), "")
+		SetOwner(s, "ann")
+		return s.Save(r, w)
+	})
+
+	change(b, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		s.Options.MaxAge = -1
+		return save(r, w, s)
+	})
+	equal(t, "ann's after logout", len(listed(t, store, "ann")), 0)
+	srv.forward(t, 31*24*time.Hour)
+	equal(t, "bob's after 31 days", len(listed(t, store, "bob")), 0)
+	srv.free(t)
+	equal(t, "keys", fmt.Sprint(srv.keys(t)), "[]")
+}
+
+func TestOwnersCost(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		b := loginAs(t, store, "ann")
+		equal(t, "a new session", rec.take(), "[multi eval set exec]")
+		b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+			equal(t, "Get", rec.take(), "get")
+			must(t, s.Save(r, w))
+			equal(t, "Save", rec.take(), "[multi eval set exec]")
+			must(t, store.Touch(r, w, s))
+			equal(t, "Touch", rec.take(), "[multi eval expire exec]")
+			must(t, store.Renew(r, w, s))
+			equal(t, "Renew", rec.take(), "[multi eval set del zrem exec]")
+			SetOwner(s, "")
+			must(t, s.Save(r, w))
+			equal(t, "Save without an owner", rec.take(), "set")
+			SetOwner(s, "ann")
+			must(t, s.Save(r, w))
+		})
+		rec.take()
+		loginAs(t, store, "ann")
+		rec.take()
+		listed(t, store, "ann")
+		equal(t, "Sessions", rec.take(), "zrange [get get]")
+
+		lock := NewLockingStore(store)
+		for range 2 {
+			s, r := load(t, lock, b)
+			rec.take()
+			must(t, s.Save(r, httptest.NewRecorder()))
+		}
+		equal(t, "Save with the lock", rec.take(), "eval evalsha")
+
+		store.IdleTimeout = time.Minute
+		b.get(t, store)
+		equal(t, "Get with IdleTimeout", rec.take(), "getex eval")
+		store.AbsoluteTimeout = time.Hour
+		b.get(t, store)
+		equal(t, "Get with both timeouts", rec.take(), "getex")
+	})
+}
+
+func TestRevoke(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, client := range srv.clients(t) {
+			store := New(client, hashKey)
+			here, there, lost := loginAs(t, store, "ann"), loginAs(t, store, "ann"), loginAs(t, store, "ann")
+			bob := loginAs(t, store, "bob")
+			running, r, w := there.get(t, store)
+			key := store.key(idOf(t, store, lost))
+			must(t, srv.admin.Set(t.Context(), key, "not a gob", time.Hour).Err())
+
+			list, err := store.Sessions(t.Context(), "ann")
+			wantErr(t, err, ErrNotLoaded)
+			wantText(t, err, idOf(t, store, lost))
+			equal(t, name+": listed beside the one that cannot be decoded", len(list), 2)
+
+			n, err := store.Revoke(t.Context(), "ann", idOf(t, store, here))
+			must(t, err)
+			equal(t, name+": ended", n, 2)
+			n, err = store.Revoke(t.Context(), "ann", idOf(t, store, here))
+			must(t, err)
+			equal(t, name+": ended by the second", n, 0)
+			equal(t, name+": users", here.user(t, store)+there.user(t, store)+lost.user(t, store)+bob.user(t, store), "annann")
+			running.Values["n"] = 1
+			wantErr(t, running.Save(r, w), ErrGone)
+			wantErr(t, store.Renew(r, w, running), ErrGone)
+			wantErr(t, store.Touch(r, w, running), ErrGone)
+			equal(t, name+": listed", fmt.Sprint(listed(t, store, "ann")), fmt.Sprint([]string{idOf(t, store, here)}))
+
+			// One of the list can be ended by itself.
+			list, err = store.Sessions(t.Context(), "ann")
+			must(t, err)
+			list[0].Options.MaxAge = -1
+			w = httptest.NewRecorder()
+			must(t, list[0].Save(r, w))
+			equal(t, name+": cookies", len(w.Result().Cookies()), 0)
+			equal(t, name+": user", here.user(t, store), "")
+
+			_, err = store.Revoke(t.Context(), "bob")
+			must(t, err)
+			n, err = store.Revoke(t.Context(), "nobody")
+			must(t, err)
+			equal(t, name+": nobody's", n, 0)
+			srv.forward(t, 31*24*time.Hour)
+			equal(t, name+": keys", fmt.Sprint(srv.keys(t)), "[]")
+		}
+	})
+}
+
+// TestRevokeAgainstEverything runs Revoke beside another request on the session, in
+// every order that the commands of the two can take, and looks for survivors.
+func TestRevokeAgainstEverything(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, client := range srv.clients(t) {
+			gate := &gate{}
+			client.AddHook(gate)
+			if name == "AutoPipeliner" {
+				continue // it sends other goroutines' commands, where no order can be enforced
+			}
+			store := New(client, hashKey)
+			lock := NewLockingStore(store)
+			for op, do := range map[string]func(*http.Request) error{
+				"save": func(r *http.Request) error {
+					s, err := store.Get(r, "s")
+					return errors.Join(err, s.Save(r, httptest.NewRecorder()))
+				},
+				"renew": func(r *http.Request) error {
+					s, err := store.Get(r, "s")
+					return errors.Join(err, store.Renew(r, httptest.NewRecorder(), s))
+				},
+				"touch": func(r *http.Request) error {
+					s, err := store.Get(r, "s")
+					return errors.Join(err, store.Touch(r, httptest.NewRecorder(), s))
+				},
+				"locked save": func(r *http.Request) error {
+					s, err := lock.Get(r, "s")
+					return errors.Join(err, s.Save(r, httptest.NewRecorder()))
+				},
+				"locked renew": func(r *http.Request) error {
+					s, err := lock.Get(r, "s")
+					return errors.Join(err, lock.Renew(r, httptest.NewRecorder(), s))
+				},
+				"login": func(r *http.Request) error {
+					r.Header.Del("Cookie")
+					s, err := store.Get(r, "s")
+					SetOwner(s, "ann")
+					return errors.Join(err, s.Save(r, httptest.NewRecorder()))
+				},
+			} {
+				// The schedule: a bit for each command, whose turn it is while both want.
+				orders := map[string]bool{}
+				for schedule := range 1 << 9 {
+					must(t, srv.admin.FlushDB(t.Context()).Err())
+					b := loginAs(t, store, "ann")
+					orders[gate.run(schedule,
+						func(ctx context.Context) {
+							if err := do(b.request(t).WithContext(ctx)); err != nil && !errors.Is(err, ErrGone) {
+								t.Errorf("%s: %v", op, err)
+							}
+						},
+						func(ctx context.Context) {
+							_, err := store.Revoke(ctx, "ann")
+							must(t, err)
+						})] = true
+					alive := slices.DeleteFunc(srv.keys(t), func(k string) bool { return strings.Contains(k, "owner:") || strings.HasSuffix(k, ":lock") })
+					for _, key := range alive {
+						id := strings.TrimPrefix(key, store.KeyPrefix)
+						// What Renew has found to be revoked but not yet taken back would be here
+						// too, but run has waited for it.
+						if op == "login" && slices.Contains(listed(t, store, "ann"), id) {
+							continue // it came after
+						}
+						// A session that started over because it was found logged out has no owner.
+						s := sessions.NewSession(store, "s")
+						must(t, store.decode([]byte(srv.admin.Get(t.Context(), key).Val()), s))
+						if len(s.Values) > 0 {
+							t.Fatalf("%s, %s, schedule %b: %s is alive: %v", name, op, schedule, key, s.Values)
+						}
+					}
+				}
+				if len(orders) < 4 {
+					t.Errorf("%s, %s: only %d orders were run", name, op, len(orders))
+				}
+			}
+		}
+	})
+}
+
+// gate is a hook that lets the commands of two actors through one at a time, in a
+// given order.
+type gate struct{ events atomic.Pointer[chan event] }
+
+// An event is that an actor wants to send a command, or, without go, has finished.
+type event struct {
+	actor int
+	name  string
+	go_   chan struct{}
+}
+
+type actorKey struct{}
+
+// run returns the order in which the commands went through. A bit of schedule says
+// whose turn it is, each time when both want.
+func (g *gate) run(schedule int, actors ...func(context.Context)) string {
+	events := make(chan event)
+	g.events.Store(&events)
+	defer g.events.Store(nil)
+	for i, act := range actors {
+		go func() {
+			act(context.WithValue(context.Background(), actorKey{}, i))
+			events <- event{actor: i}
+		}()
+	}
+	var order []string
+	waiting, running := map[int]event{}, len(actors)
+	for {
+		for ; running > 0; running-- {
+			if e := <-events; e.go_ != nil {
+				waiting[e.actor] = e
+			}
+		}
+		if len(waiting) == 0 {
+			return strings.Join(order, " ")
+		}
+		turn := schedule & 1
+		if len(waiting) == 2 {
+			schedule >>= 1
+		} else if _, ok := waiting[turn]; !ok {
+			turn = 1 - turn
+		}
+		e := waiting[turn]
+		delete(waiting, turn)
+		order = append(order, fmt.Sprint(turn, e.name))
+		running = 1
+		close(e.go_)
+	}
+}
+
+func (g *gate) wait(ctx context.Context, name string) {
+	events := g.events.Load()
+	actor, ok := ctx.Value(actorKey{}).(int)
+	if events == nil || !ok || name == "hello" || strings.HasPrefix(name, "client") {
+		return
+	}
+	e := event{actor, name, make(chan struct{})}
+	*events <- e
+	<-e.go_
+}
+
+func (g *gate) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (g *gate) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		g.wait(ctx, cmd.Name())
+		return next(ctx, cmd)
+	}
+}
+
+func (g *gate) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		g.wait(ctx, cmds[0].Name())
+		return next(ctx, cmds)
+	}
+}
+
+// TestNoSessionIsOutsideTheIndex stops a client dead before the nth of its commands,
+// for every n: what exists then can still be revoked.
+func TestNoSessionIsOutsideTheIndex(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, client := range srv.clients(t) {
+			rec := &recorder{}
+			client.AddHook(rec)
+			store := New(client, hashKey)
+			lock := NewLockingStore(store)
+			healthy := New(srv.client(t), hashKey)
+			for _, over := range []sessions.Store{store, lock} {
+				for op, do := range map[string]func(*http.Request, *sessions.Session) error{
+					"login": func(r *http.Request, s *sessions.Session) error {
+						s.ID, s.IsNew = "", true
+						return s.Save(r, httptest.NewRecorder())
+					},
+					"save":  func(r *http.Request, s *sessions.Session) error { return s.Save(r, httptest.NewRecorder()) },
+					"renew": func(r *http.Request, s *sessions.Session) error { s.ID = ""; return s.Save(r, httptest.NewRecorder()) },
+					"touch": func(r *http.Request, s *sessions.Session) error { return store.Touch(r, httptest.NewRecorder(), s) },
+					"moving": func(r *http.Request, s *sessions.Session) error {
+						SetOwner(s, "bob")
+						return s.Save(r, httptest.NewRecorder())
+					},
+				} {
+					for n := 0; ; n++ {
+						b := loginAs(t, over, "ann")
+						s, r := load(t, over, b)
+						left, died := n, false
+						rec.mu.Lock()
+						rec.fail = func(string) error {
+							if left--; left < 0 {
+								died = true
+								return io.ErrClosedPipe
+							}
+							return nil
+						}
+						rec.mu.Unlock()
+						err := do(r, s)
+						rec.mu.Lock()
+						survived := !died
+						rec.fail = nil
+						rec.mu.Unlock()
+						if err == nil && !survived && op != "renew" {
+							t.Errorf("%s, %s, %T: no error though command %d failed", name, op, over, n)
+						}
+						for _, owner := range []string{"ann", "bob"} {
+							_, err := healthy.Revoke(t.Context(), owner)
+							must(t, err)
+						}
+						for _, key := range srv.keys(t) {
+							if !strings.Contains(key, "owner:") && !strings.HasSuffix(key, ":lock") {
+								t.Errorf("%s, %s, %T, dead at command %d: %s has escaped", name, op, over, n, key)
+							}
+						}
+						must(t, srv.admin.FlushDB(t.Context()).Err())
+						if survived {
+							break
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestTheIndexExpiresWithItsLastSession(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.store(t)
+		longest := func() (index, session time.Duration) {
+			t.Helper()
+			for _, key := range srv.keys(t) {
+				if ttl := srv.ttl(t, key); strings.Contains(key, "owner:") {
+					index = ttl
+				} else {
+					session = max(session, ttl)
+				}
+			}
+			if index < session || session <= 0 {
+				t.Errorf("the index lives for %v, its longest session for %v", index, session)
+			}
+			return index, session
+		}
+		save := func(b browser, maxAge int) {
+			b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+				s.Options.MaxAge = maxAge
+				SetOwner(s, "ann")
+				must(t, s.Save(r, w))
+			})
+		}
+		a, b := browser{}, browser{}
+		for _, step := range []func(){
+			func() { save(a, 100) }, func() { save(b, 1000) }, func() { save(b, 500) }, func() { save(a, 2000) },
+		} {
+			step()
+			if index, session := longest(); index > session+5*time.Second {
+				t.Errorf("the index lives for %v, its longest session for %v", index, session)
+			}
+		}
+		save(a, -1)
+		save(b, 200)
+		longest()
+		srv.forward(t, 205*time.Second)
+		equal(t, "keys", fmt.Sprint(srv.keys(t)), "[]")
+
+		// With an idle timeout, sessions live on by being read.
+		store.IdleTimeout = time.Minute
+		a = loginAs(t, store, "ann")
+		for range 5 {
+			srv.forward(t, 45*time.Second)
+			equal(t, "user", a.user(t, store), "ann")
+			longest()
+			equal(t, "listed", len(listed(t, store, "ann")), 1)
+		}
+		srv.forward(t, 3*time.Minute)
+		equal(t, "keys", fmt.Sprint(srv.keys(t)), "[]")
+		store.AbsoluteTimeout = 5 * time.Minute
+		a = loginAs(t, store, "ann")
+		for range 5 {
+			srv.forward(t, 45*time.Second)
+			equal(t, "user", a.user(t, store), "ann")
+			longest()
+		}
+		srv.forward(t, 3*time.Minute)
+		equal(t, "keys", fmt.Sprint(srv.keys(t)), "[]")
+	})
+}
+
+func TestDeadEntriesArePruned(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, client := range srv.clients(t) {
+			store := New(client, hashKey)
+			b := loginAs(t, store, "ann")
+			loginAs(t, store, "ann")
+			must(t, srv.admin.Del(t.Context(), store.key(idOf(t, store, b))).Err()) // evicted, say
+			equal(t, name+": listed", len(listed(t, store, "ann")), 1)
+			want := int64(1)
+			if name != "Client" {
+				want = 2 // it may yet be written
+			}
+			equal(t, name+": in the index", srv.admin.ZCard(t.Context(), store.indexKey("ann")).Val(), want)
+			store.now = func() time.Time { return time.Now().Add(2 * settled) }
+			equal(t, name+": listed", len(listed(t, store, "ann")), 1)
+			equal(t, name+": in the index", srv.admin.ZCard(t.Context(), store.indexKey("ann")).Val(), 1)
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+		// Redis' own time prunes too, where nobody asks for the list.
+		store, _ := srv.store(t)
+		key := store.indexKey("ann")
+		must(t, srv.admin.ZAdd(t.Context(), key, redis.Z{Score: float64(time.Now().Unix() - 10), Member: "old"}).Err())
+		loginAs(t, store, "ann")
+		equal(t, "in the index", srv.admin.ZCard(t.Context(), key).Val(), 1)
+	})
+}
+
+func TestOwnerNames(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.store(t)
+		for _, z := range []Serializer{GobSerializer{}, JSONSerializer{}} {
+			store.Serializer = z
+			anonymous := login(t, store)
+			id := idOf(t, store, anonymous)
+			names := []string{"a", " ", "a b", "a/b", "%", "%41", "ü", "\xff\x00", "{a}", "}", "owner:a", id, store.key(id), store.indexKey("a"), strings.Repeat("x", 100_000), strings.Repeat("x", 100_001)}
+			for _, name := range names {
+				b := loginAs(t, store, name)
+				s, _, _ := b.get(t, store)
+				equal(t, "owner", Owner(s), name)
+			}
+			for i, name := range names {
+				equal(t, "listed", len(listed(t, store, name)), 1)
+				n, err := store.Revoke(t.Context(), name)
+				must(t, err)
+				equal(t, "ended", n, 1)
+				equal(t, "left", len(srv.keys(t)), 1+2*(len(names)-i-1))
+			}
+			equal(t, "user of a session without an owner", anonymous.user(t, store), "ann")
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+		s := sessions.NewSession(store, "s")
+		equal(t, "nobody", Owner(s), "")
+		s.Values[ownerKey] = "%zz"
+		equal(t, "nonsense", Owner(s), "")
+		s.Values = nil
+		SetOwner(s, "ann")
+		equal(t, "owner", Owner(s), "ann")
+	})
+}
+
+func TestOwnersErrors(t *testing.T) {
+	store, rec := startMini(t).store(t)
+	b := loginAs(t, store, "ann")
+	bad := New(store.client)
+	_, err := bad.Sessions(t.Context(), "ann")
+	wantText(t, err, "no keys")
+	_, err = bad.Revoke(t.Context(), "ann")
+	wantText(t, err, "no keys")
+	for _, at := range []string{"zrange", "get", "del"} {
+		rec.fail = func(name string) error {
+			if strings.Trim(name, "[]") == at {
+				return io.ErrClosedPipe
+			}
+			return nil
+		}
+		if at != "del" {
+			_, err = store.Sessions(t.Context(), "ann")
+			wantErr(t, err, io.ErrClosedPipe)
+			wantText(t, err, "redistore: sessions: ")
+		}
+		_, err = store.Revoke(t.Context(), "ann")
+		wantErr(t, err, io.ErrClosedPipe)
+		wantText(t, err, "redistore: revoke: ")
+		rec.fail = nil
+		equal(t, "user", b.user(t, store), "ann")
+	}
+	// Who disables an account and hangs up has disabled it.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	n, err := store.Revoke(ctx, "ann")
+	must(t, err)
+	equal(t, "ended", n, 1)
+}
+
+func TestRevokeOfManySessions(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	store, rec := srv.store(t)
+	const many = 10_000
+	s := sessions.NewSession(store, "s")
+	s.Values["user"] = "ann"
+	SetOwner(s, "ann")
+	data, err := GobSerializer{}.Serialize(s)
+	must(t, err)
+	_, err = srv.admin.Pipelined(t.Context(), func(pipe redis.Pipeliner) error {
+		for range many {
+			id := store.newID()
+			pipe.Set(t.Context(), store.key(id), data, time.Hour)
+			pipe.ZAdd(t.Context(), store.indexKey("ann"), redis.Z{Score: float64(time.Now().Unix() + 3600), Member: id})
+		}
+		return nil
+	})
+	must(t, err)
+	equal(t, "listed", len(listed(t, store, "ann")), many)
+	rec.take()
+	start := time.Now()
+	n, err := store.Revoke(t.Context(), "ann")
+	took := time.Since(start)
+	must(t, err)
+	equal(t, "ended", n, many)
+	equal(t, "keys", len(srv.keys(t)), 0)
+	for _, pipeline := range strings.Split(rec.take(), "]") {
+		if n := len(strings.Fields(pipeline)); n > revokeBatch+3 {
+			t.Errorf("a batch of %d commands", n)
+		}
+	}
+	// The target is a second; the race detector and a busy machine get more.
+	t.Logf("Revoke of %d sessions took %v", many, took)
+	if took > 5*time.Second {
+		t.Errorf("Revoke of %d sessions took %v", many, took)
+	}
+}
