@@ -125,6 +125,12 @@ type Store struct {
 	// Zero: off.
 	AbsoluteTimeout time.Duration
 
+	// CookieStoreUntil is when cookies that [sessions.CookieStore] wrote, with the same
+	// name and keys, cease to be taken over. Until then their values are those of a
+	// session that is not new and has no ID, and the first Save moves them to Redis.
+	// They stay bound by MaxAge, as they were. Zero: they never are.
+	CookieStoreUntil time.Time
+
 	client redis.UniversalClient
 	now    func() time.Time
 }
@@ -287,7 +293,29 @@ func (s *Store) open(b backend, r *http.Request, session *sessions.Session) erro
 		return nil
 	}
 	session.ID = ""
+	if s.now().Before(s.CookieStoreUntil) && s.takeOver(r, session) {
+		return nil
+	}
 	return invalid
+}
+
+// takeOver loads a session from the cookie that CookieStore wrote.
+func (s *Store) takeOver(r *http.Request, session *sessions.Session) bool {
+	for _, c := range r.CookiesNamed(session.Name()) {
+		for _, codec := range s.Codecs {
+			if sc, ok := codec.(*securecookie.SecureCookie); ok {
+				bound := *sc // as CookieStore bounds it
+				codec = bound.MaxAge(max(0, session.Options.MaxAge))
+			}
+			var values map[any]any
+			if codec.Decode(session.Name(), c.Value, &values) == nil {
+				session.Values, session.IsNew = values, false
+				notes(r)[session] = note{elsewhere: true}
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // load reads the session of that ID. An error leaves it the ID, and no values.
@@ -336,8 +364,9 @@ func (s *Store) read(ctx context.Context, _ *http.Request, session *sessions.Ses
 
 // A note is what Save must know of a session and cannot see.
 type note struct {
-	unread bool   // Get could not load it
-	id     string // which of several cookies it was loaded by
+	unread    bool   // Get could not load it
+	id        string // which of several cookies it was loaded by
+	elsewhere bool   // it has no record yet
 }
 
 // notes are a request's, by session. They live where gorilla keeps the request's
@@ -411,8 +440,12 @@ func (s *Store) previous(r *http.Request, session *sessions.Session) []string {
 	if session.ID != "" {
 		return []string{session.ID}
 	}
+	n, _ := notes(r)[session].(note)
+	if n.elsewhere {
+		return nil
+	}
 	ids, _ := s.ids(r, session.Name())
-	if n, ok := notes(r)[session].(note); ok && n.id != "" {
+	if n.id != "" {
 		ids = append([]string{n.id}, slices.DeleteFunc(ids, func(id string) bool { return id == n.id })...)
 	}
 	return ids
@@ -726,6 +759,9 @@ func (s *Store) check() error {
 		if bad, ok := c.(badKeys); ok {
 			return bad.error
 		}
+	}
+	if z, ok := s.Serializer.(interface{ check() error }); ok {
+		return z.check()
 	}
 	return nil
 }

@@ -855,14 +855,7 @@ func TestRedisIsTheOnlyClock(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		store, _ := srv.store(t)
 		id := idOf(t, store, login(t, store))
-		// As securecookie encodes, ten years ago.
-		name, when := "s", time.Now().AddDate(-10, 0, 0).Unix()
-		var value bytes.Buffer
-		must(t, gob.NewEncoder(&value).Encode(id))
-		signed := fmt.Sprintf("%s|%d|%s|", name, when, base64.URLEncoding.EncodeToString(value.Bytes()))
-		mac := hmac.New(sha256.New, hashKey)
-		mac.Write([]byte(signed[:len(signed)-1]))
-		cookie := base64.URLEncoding.EncodeToString(append([]byte(signed[len(name)+1:]), mac.Sum(nil)...))
+		cookie := oldCookie(t, 10*365*24*time.Hour, id)
 		equal(t, "user", browser{"s": cookie}.user(t, store), "ann")
 	})
 }
@@ -1426,6 +1419,138 @@ func TestAnyClient(t *testing.T) {
 		})
 	}
 	equal(t, "keys", len(srv.keys(t)), 0)
+}
+
+type profile struct{ Name string }
+
+func init() { gob.Register(profile{}) }
+
+// TestCookieStoresSessionsMoveIn logs in under a real sessions.CookieStore and goes
+// on with this store.
+func TestCookieStoresSessionsMoveIn(t *testing.T) {
+	others := []byte("another key")
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, c := range map[string]struct{ before, after [][]byte }{
+			"one key":           {[][]byte{hashKey}, [][]byte{hashKey}},
+			"encrypted":         {[][]byte{hashKey, blockKey}, [][]byte{hashKey, blockKey}},
+			"rotated":           {[][]byte{others, blockKey}, [][]byte{hashKey, nil, others, blockKey}},
+			"rotated encrypted": {[][]byte{others}, [][]byte{hashKey, blockKey, others, nil}},
+		} {
+			cookies := sessions.NewCookieStore(c.before...)
+			store := New(srv.client(t), c.after...)
+			store.now = srv.now
+			store.CookieStoreUntil = srv.now().Add(time.Hour)
+			for _, over := range []sessions.Store{store, NewLockingStore(store)} {
+				for _, first := range []string{"save", "renew", "update"} {
+					must(t, srv.admin.FlushDB(t.Context()).Err())
+					b := login(t, cookies)
+					b.visit(t, cookies, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+						s.Values["profile"], s.Values[7] = profile{"Ann"}, []string{"a"}
+						s.AddFlash("welcome")
+						must(t, s.Save(r, w))
+					})
+					old := b["s"]
+					for n := range 2 {
+						r, end := b.lived(t)
+						w := httptest.NewRecorder()
+						s, err := over.Get(r, "s")
+						must(t, err)
+						equal(t, name+": Values", fmt.Sprint(s.Values), fmt.Sprint(map[any]any{"user": "ann", "profile": profile{"Ann"}, 7: []string{"a"}, "_flash": []any{"welcome"}}))
+						equal(t, name+": IsNew", s.IsNew, false)
+						equal(t, name+": no ID yet", s.ID == "", n == 0)
+						lock, locked := over.(*LockingStore)
+						switch {
+						case first == "update" && locked:
+							must(t, lock.Update(r, w, "s", func(*sessions.Session) error { return nil }))
+						case first == "renew" && locked:
+							must(t, lock.Renew(r, w, s))
+						case first == "renew":
+							must(t, store.Renew(r, w, s))
+						default:
+							must(t, s.Save(r, w))
+						}
+						must(t, s.Save(r, w)) // and once more
+						end()
+						b.keep(w)
+						srv.free(t)
+						equal(t, name+": keys", len(srv.keys(t)), 1)
+					}
+					b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+						s.Options.MaxAge = -1
+						must(t, s.Save(r, w))
+					})
+					equal(t, name+": user after logout", b.user(t, store), "")
+					equal(t, name+": cookies after logout", len(b), 0)
+					// A copy of a CookieStore cookie stays valid, as it was under CookieStore.
+					equal(t, name+": user of a copy", browser{"s": old}.user(t, store), "ann")
+				}
+			}
+		}
+	})
+}
+
+func TestCookieStoresSessionsAreBound(t *testing.T) {
+	srv := startMini(t)
+	store, rec := srv.store(t)
+	b := login(t, sessions.NewCookieStore(hashKey))
+
+	_, err := store.Get(b.request(t), "s")
+	var decode securecookie.Error
+	if !errors.As(err, &decode) || !decode.IsDecode() {
+		t.Errorf("without CookieStoreUntil: %v", err)
+	}
+	store.CookieStoreUntil = srv.now().Add(time.Hour)
+	equal(t, "user", b.user(t, store), "ann")
+	s, r, w := b.get(t, store)
+	wantErr(t, store.Touch(r, w, s), ErrGone) // there is no record to extend
+	s.Options.MaxAge = -1
+	must(t, s.Save(r, w))
+	equal(t, "MaxAge of the cookie", w.Result().Cookies()[0].MaxAge, -1)
+	equal(t, "commands", rec.take(), "")
+
+	srv.forward(t, time.Hour+time.Second)
+	s, err = store.Get(b.request(t), "s")
+	if err == nil || !s.IsNew || len(s.Values) > 0 {
+		t.Errorf("after the date: error %v, session %+v", err, s)
+	}
+	store.CookieStoreUntil = srv.now().Add(time.Hour)
+	store.Options.MaxAge = 1 // second, and the cookie is made to be older
+	old := oldCookie(t, 2*time.Second, map[any]any{"user": "ann"})
+	if _, err := store.Get(browser{"s": old}.request(t), "s"); err == nil {
+		t.Error("a cookie older than MaxAge was taken over")
+	}
+	store.Options.MaxAge = 3600
+	equal(t, "user of a cookie younger than MaxAge", browser{"s": old}.user(t, store), "ann")
+	unknown := strings.ReplaceAll(old, "A", "B")
+	if s, err := store.Get(browser{"s": unknown}.request(t), "s"); err == nil || !s.IsNew {
+		t.Errorf("a cookie that was tampered with: error %v, session %+v", err, s)
+	}
+
+	// A living session counts before an old cookie, and a dead one does not stand in
+	// its way.
+	living := login(t, store)["s"]
+	dead, err := securecookie.EncodeMulti("s", store.newID(), store.Codecs...)
+	must(t, err)
+	for _, cookies := range []string{"s=" + old + "; s=" + living, "s=" + living + "; s=" + old, "s=" + dead + "; s=" + old} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Cookie", cookies)
+		s, err := store.Get(r, "s")
+		must(t, err)
+		equal(t, "from Redis", s.ID != "", strings.Contains(cookies, living))
+		equal(t, "user", s.Values["user"], any("ann"))
+		must(t, s.Save(r, httptest.NewRecorder()))
+	}
+}
+
+// oldCookie is one as securecookie made it some time ago.
+func oldCookie(t *testing.T, age time.Duration, value any) string {
+	t.Helper()
+	var b bytes.Buffer
+	must(t, gob.NewEncoder(&b).Encode(value))
+	signed := fmt.Sprintf("s|%d|%s|", time.Now().Add(-age).Unix(), base64.URLEncoding.EncodeToString(b.Bytes()))
+	mac := hmac.New(sha256.New, hashKey)
+	mac.Write([]byte(signed[:len(signed)-1]))
+	return base64.URLEncoding.EncodeToString(append([]byte(signed[len("s|"):]), mac.Sum(nil)...))
 }
 
 func FuzzCookie(f *testing.F) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -190,3 +192,137 @@ func TestASerializerOfOnesOwn(t *testing.T) {
 		wantErr(t, s.Save(r, w), ErrNotLoaded)
 	})
 }
+
+var (
+	secret    = []byte("an encryption key has 32 bytes..")
+	oldSecret = []byte("the one before has as many bytes")
+)
+
+func TestEncrypt(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for _, inner := range []Serializer{GobSerializer{}, JSONSerializer{}} {
+			plain, _ := srv.store(t)
+			plain.Serializer = Encrypt(inner, secret)
+			lock := NewLockingStore(plain)
+			for _, store := range []sessions.Store{plain, lock} {
+				const needle = "nobody but the application reads this"
+				b := loginAs(t, store, "the owner's name too")
+				for _, step := range []func(*http.Request, http.ResponseWriter, *sessions.Session) error{plain.Save, plain.Renew, lock.Save, lock.Renew} {
+					over := sessions.Store(plain)
+					if store == lock {
+						over = lock
+					}
+					r, end := b.lived(t)
+					w := httptest.NewRecorder()
+					s, err := over.Get(r, "s")
+					must(t, err)
+					equal(t, "user", s.Values["user"], any("ann"))
+					s.Values[needle] = needle
+					err = step(r, w, s)
+					if over == plain && err != nil {
+						wantErr(t, err, ErrConflict) // the lock's, for what was loaded without it
+					} else {
+						must(t, err)
+						b.keep(w)
+					}
+					end()
+					srv.free(t)
+				}
+				s, _, _ := b.get(t, plain)
+				equal(t, "value", s.Values[needle], any(needle))
+				equal(t, "listed", len(listed(t, plain, "the owner's name too")), 1)
+				for _, key := range srv.keys(t) {
+					dump := srv.admin.Dump(t.Context(), key).Val() + srv.admin.Get(t.Context(), key).Val()
+					for _, word := range []string{needle, "user", "ann", "owner's"} {
+						if strings.Contains(key+dump, word) {
+							t.Errorf("%q is to be read in %q", word, key)
+						}
+					}
+				}
+				n, err := plain.Revoke(t.Context(), "the owner's name too")
+				must(t, err)
+				equal(t, "ended", n, 1)
+			}
+		}
+	})
+}
+
+func TestEncryptedValuesOfOthersAreRefused(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.store(t)
+		store.Serializer = Encrypt(GobSerializer{}, secret)
+		for name, spoil := range map[string]func(value string) string{
+			"tampered with":            func(v string) string { return v[:len(v)-1] + string(v[len(v)-1]^1) },
+			"another version":          func(v string) string { return "\x02" + v[1:] },
+			"truncated":                func(v string) string { return v[:20] },
+			"truncated to the version": func(v string) string { return v[:1] },
+			"empty":                    func(string) string { return "" },
+			"plain":                    func(string) string { return string(mustGob(t, "user", "eve")) },
+			"of another session": func(string) string {
+				return srv.admin.Get(t.Context(), store.key(idOf(t, store, login(t, store)))).Val()
+			},
+			"of another key": func(string) string {
+				z := Encrypt(GobSerializer{}, oldSecret)
+				data, err := z.Serialize(sessions.NewSession(nil, "s"))
+				must(t, err)
+				return string(data)
+			},
+		} {
+			b := login(t, store)
+			key := store.key(idOf(t, store, b))
+			value := spoil(srv.admin.Get(t.Context(), key).Val())
+			must(t, srv.admin.Set(t.Context(), key, value, time.Hour).Err())
+			r, w := b.request(t), httptest.NewRecorder()
+			s, err := store.Get(r, "s")
+			wantErr(t, err, ErrNotLoaded)
+			wantText(t, err, "Encrypt: ")
+			equal(t, name+": Values", len(s.Values), 0)
+			wantErr(t, s.Save(r, w), ErrNotLoaded)
+			equal(t, name+": what is stored", srv.admin.Get(t.Context(), key).Val(), value)
+		}
+	})
+}
+
+func TestEncryptionKeysRotate(t *testing.T) {
+	store, _ := startMini(t).store(t)
+	store.Serializer = Encrypt(GobSerializer{}, oldSecret)
+	b := login(t, store)
+	store.Serializer = Encrypt(GobSerializer{}, secret, oldSecret)
+	b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+		equal(t, "user", s.Values["user"], any("ann"))
+		must(t, s.Save(r, w))
+	})
+	store.Serializer = Encrypt(GobSerializer{}, secret)
+	equal(t, "user", b.user(t, store), "ann")
+}
+
+func TestEncryptConfiguration(t *testing.T) {
+	client := startMini(t).client(t)
+	for want, z := range map[string]Serializer{
+		"Encrypt: no keys":            Encrypt(GobSerializer{}),
+		"inner Serializer is nil":     Encrypt(nil, secret),
+		"Encrypt: key 1 has 31 bytes": Encrypt(GobSerializer{}, secret[:31]),
+		"Encrypt: key 1 has 16 bytes": Encrypt(GobSerializer{}, secret[:16]),
+		"Encrypt: key 2 has 0 bytes":  Encrypt(GobSerializer{}, secret, nil),
+		"Encrypt: key 1 has 5 bytes":  Encrypt(Encrypt(GobSerializer{}, secret[:5]), secret),
+	} {
+		store := New(client, hashKey)
+		store.Serializer = z
+		wantConfigError(t, store, want)
+		if _, err := z.Serialize(sessions.NewSession(nil, "s")); err == nil {
+			t.Errorf("%s: Serialize returned no error", want)
+		}
+		if err := z.Deserialize([]byte{encryptedVersion}, sessions.NewSession(nil, "s")); err == nil {
+			t.Errorf("%s: Deserialize returned no error", want)
+		}
+	}
+}
+
+func TestEncryptKeepsTheInnerErrors(t *testing.T) {
+	s := sessions.NewSession(nil, "s")
+	s.Values["k"] = []byte("raw")
+	_, err := Encrypt(JSONSerializer{}, secret).Serialize(s)
+	wantText(t, err, `Values["k"]: []byte`)
+}
+
+func FuzzEncrypted(f *testing.F) { fuzzDeserialize(f, Encrypt(GobSerializer{}, secret)) }
