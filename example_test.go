@@ -21,6 +21,9 @@ var (
 	oldKey   = []byte("32 random bytes of the year before")
 	blockKey = []byte("32 bytes to encrypt the ID with.")
 	store    = redistore.New(client, key)
+
+	encryptionKey    = []byte("32 random bytes to encrypt with.")
+	oldEncryptionKey = []byte("32 random bytes, from last year.")
 )
 
 // startRedis stands for a Redis that is already there.
@@ -174,6 +177,91 @@ func ExampleLockingStore_withoutTheLock() {
 		}
 	}
 	_ = reader
+}
+
+// Log out everywhere but here.
+func ExampleStore_Revoke() {
+	login := func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session")
+		if errors.Is(err, redistore.ErrNotLoaded) {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		redistore.SetOwner(session, "user:42")
+		if err := store.Renew(r, w, session); err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		}
+	}
+	logoutElsewhere := func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session")
+		owner := redistore.Owner(session)
+		if err != nil || owner == "" {
+			http.Error(w, "please log in", http.StatusForbidden)
+			return
+		}
+		ended, err := store.Revoke(r.Context(), owner, session.ID)
+		if err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "sessions ended elsewhere:", ended)
+	}
+	_, _ = login, logoutElsewhere
+}
+
+// Show a user their sessions, and end one of them.
+func ExampleStore_Sessions() {
+	logoutThere := func(w http.ResponseWriter, r *http.Request) {
+		session, _ := store.Get(r, "session")
+		list, err := store.Sessions(r.Context(), redistore.Owner(session))
+		if err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		for _, s := range list {
+			if s.Values["device"] == r.FormValue("device") {
+				s.Options.MaxAge = -1
+				err = errors.Join(err, s.Save(r, w)) // it has no cookie here
+			}
+		}
+	}
+	_ = logoutThere
+}
+
+func ExampleEncrypt() {
+	store := redistore.New(client, key)
+	store.Serializer = redistore.Encrypt(redistore.GobSerializer{}, encryptionKey, oldEncryptionKey)
+}
+
+// Sessions from before Encrypt was switched on are let in until they have expired.
+// Meanwhile, values planted in Redis are let in too.
+type plainToo struct{ redistore.Serializer }
+
+func (p plainToo) Deserialize(data []byte, session *sessions.Session) error {
+	if p.Serializer.Deserialize(data, session) == nil {
+		return nil
+	}
+	return redistore.GobSerializer{}.Deserialize(data, session)
+}
+
+func ExampleEncrypt_switchingOn() {
+	store := redistore.New(client, key)
+	store.Serializer = plainToo{redistore.Encrypt(redistore.GobSerializer{}, encryptionKey)}
+}
+
+// Users who are logged in under sessions.CookieStore stay so.
+func ExampleStore_cookieStoreUntil() {
+	store := redistore.New(client, key) // the same keys
+	store.CookieStoreUntil = time.Date(2027, time.January, 31, 0, 0, 0, 0, time.UTC)
+}
+
+// From boj/redistore: the same keys, and all sessions are read as they are.
+func ExampleNew_fromBoj() {
+	// store, err := redistore.NewRediStore(10, "tcp", ":6379", "", "", key)
+	client := redis.NewClient(&redis.Options{Addr: ":6379", ContextTimeoutEnabled: true})
+	store := redistore.New(client, key)
+	store.Options = &sessions.Options{Path: "/", MaxAge: 30 * 24 * 60 * 60} // as boj's were
+	_ = store
 }
 
 func ExampleJSONSerializer() {
