@@ -30,7 +30,9 @@ var (
 	// ErrLocked is returned by LockingStore's Get, New and Update when other requests
 	// held the session for all of Wait, when MaxWaiters were waiting already, or when
 	// the request ended first (errors.Is then finds its context's error too). The
-	// session is empty and Save refuses it with ErrNotLoaded: answer 503.
+	// session is empty and Save refuses it with ErrNotLoaded: answer 503. Save returns
+	// it if this request took longer than TTL and another one then held the session for
+	// all of Wait; nothing was written.
 	ErrLocked = errors.New("redistore: the session is locked")
 )
 
@@ -98,7 +100,12 @@ func NewLockingStore(store *Store) *LockingStore {
 // Get locks and loads the session, once per request, and waits while other
 // requests hold it. See [Store.Get].
 func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, error) {
-	return sessions.GetRegistry(r).Get(l, name)
+	session, err := sessions.GetRegistry(r).Get(l, name)
+	if err == nil && !session.IsNew && session.ID != "" && visitOf(r, l).seen[session] == nil {
+		// It was loaded without the lock, by a middleware that only reads.
+		session, _, err = l.fresh(r, name)
+	}
+	return session, err
 }
 
 // New is Get without the request's cache. The lock is the request's, so this does
@@ -127,23 +134,23 @@ func (l *LockingStore) Renew(r *http.Request, w http.ResponseWriter, session *se
 //
 // If the request has loaded the session before, that very session is loaded again,
 // and changes that were not saved are lost. Within fn, Update of the same session
-// calls its fn on it and leaves saving to the outer one.
+// calls its fn on it and leaves saving, or not, to the outer one.
 func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name string, fn func(*sessions.Session) error) error {
 	if err := l.check(); err != nil {
 		return err
 	}
-	visits := visitsOf(r, l)
-	if session := visits.updating[name]; session != nil {
+	visit := visitOf(r, l)
+	if session := visit.updating[name]; session != nil {
 		return fn(session)
 	}
 	session, undo, err := l.fresh(r, name)
-	if session == nil {
+	if undo == nil {
 		return err
 	}
-	visits.updating[name] = session
+	visit.updating[name] = session
 	saved := false
 	defer func() { // fn may panic
-		delete(visits.updating, name)
+		delete(visit.updating, name)
 		if !saved {
 			undo()
 		}
@@ -157,23 +164,26 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 }
 
 // fresh loads a session again, into the request's registered one if there is one.
-// undo makes it what was loaded, and unlocks it.
+// undo makes it what was loaded, and unlocks it; nil: there is nothing to save.
 func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Session, undo func(), err error) {
+	visit := visitOf(r, l)
 	loaded := sessions.NewSession(l, name)
 	kept := &keepingData{LockingStore: l}
 	if err = l.open(kept, r, loaded); errors.Is(err, ErrNotLoaded) {
-		return nil, nil, err // what was loaded before stays
+		l.leave(r, loaded.ID)
+		return loaded, nil, err // and the registered one stays as it is
 	}
 	before := *loaded
 	session, registryErr := sessions.GetRegistry(r).Get(preloaded{l, loaded, err}, name)
 	if session == nil {
-		return nil, nil, registryErr // not a cookie name
+		return loaded, nil, registryErr // not a cookie name
 	}
 	*session = before
-	v := l.visit(r, before.ID)
-	if loaded != session {
-		v.seen[session] = v.seen[loaded]
-		notes(r)[session] = notes(r)[loaded]
+	notes(r)[session] = notes(r)[loaded]
+	delete(visit.seen, loaded)
+	delete(visit.seen, session)
+	if kept.data != nil {
+		visit.seen[session] = newVersion(kept.data) // its own: see version
 	}
 	return session, func() {
 		*session = before
@@ -182,10 +192,10 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		if kept.data != nil {
 			_ = l.Serializer.Deserialize(kept.data, session) // as it could be before
 		}
-		if v.held.Load() {
-			l.unlock(r, before.ID, v.token)
-			v.free()
+		if v := visit.seen[session]; v != nil && v.Load() != digest(kept.data) {
+			delete(visit.seen, session) // fn saved it: what was loaded is no longer what is stored
 		}
+		l.leave(r, before.ID)
 	}, err
 }
 
@@ -211,56 +221,56 @@ func (p preloaded) New(*http.Request, string) (*sessions.Session, error) { retur
 
 // read locks and loads a session. It has a time of its own, which is Wait.
 func (l *LockingStore) read(_ context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
-	data, err := l.lockAndLoad(r, session, life)
-	if ended := r.Context().Err(); ended != nil && errors.Is(err, ErrLocked) {
-		return nil, fmt.Errorf("%w: %w", err, ended)
-	}
-	return data, err
-}
-
-func (l *LockingStore) lockAndLoad(r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
+	id, visit := session.ID, visitOf(r, l)
 	ctx, cancel := context.WithTimeout(r.Context(), l.Wait)
 	defer cancel()
-	id := session.ID
-	v := l.visit(r, id)
-	again := v.held.Load() // by this very request
-	if !again {
-		pass, err := l.enter(ctx, id, v)
-		if err != nil {
-			return nil, err
-		}
-		v.free = pass
+	h, err := l.enter(ctx, r, id)
+	if err != nil {
+		return nil, ended(r, err)
 	}
-	var until time.Time
 	var idle int64 // seconds that the session is to live from now; 0: as before
 	if l.IdleTimeout > 0 {
 		idle = seconds(life)
 	}
+	var until time.Time
+	waited := false
 	reply, err := await(ctx, func() (any, error) {
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
 		until = time.Now().Add(l.TTL)
-		return l.run(ctx, loadScript, id, v.token, milliseconds(l.TTL), idle)
+		reply, err := l.run(ctx, loadScript, id, h.token, max(1, l.TTL.Milliseconds()), idle)
+		_, locked := reply.(int64)
+		waited = waited || locked
+		return reply, err
 	})
 	switch {
-	case err != nil && again:
-		return nil, err // the request's end unlocks it
-	case err == ErrLocked || err != nil && isReply(err):
-		v.free()
+	case err == ErrLocked:
+		h.free()
+		return nil, ended(r, err)
+	case errors.Is(err, redis.Nil):
+		h.free()
 		return nil, err
-	case err != nil: // the reply was lost; the lock may have been taken
-		go l.release(r, id, v.token, v.free)
+	case err != nil: // a reply may have been lost, and the lock been taken
+		go l.release(r, id, h)
+		if waited && r.Context().Err() != nil {
+			err = ended(r, ErrLocked)
+		}
 		return nil, err
 	}
-	if !again {
-		v.hold(r, until, l.TTL, func() { l.unlock(r, id, v.token) })
-	}
+	h.arm(r, l.TTL, until, func() { l.unlock(r, id, h.token) })
 	data := []byte(reply.(string))
-	v.saw(session, data)
+	visit.holds[id] = h
+	visit.seen[session] = h.saw(data)
 	return data, nil
 }
 
-func milliseconds(d time.Duration) int64 { return max(1, d.Milliseconds()) }
+// ended adds, to an error, that the request has ended.
+func ended(r *http.Request, err error) error {
+	if cause := r.Context().Err(); cause != nil {
+		return fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
 
 // create takes no lock, for nobody knows the ID yet. It notes what the request's
 // next Save has to find.
@@ -268,14 +278,13 @@ func (l *LockingStore) create(ctx context.Context, r *http.Request, session *ses
 	if err := l.Store.create(ctx, r, session, data, ttl); err != nil {
 		return err
 	}
-	l.visit(r, session.ID).saw(session, data)
+	visitOf(r, l).seen[session] = newVersion(data)
 	return nil
 }
 
 // overwrite compares, writes and unlocks.
 func (l *LockingStore) overwrite(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-	v := l.visit(r, session.ID)
-	seen := v.seen[session]
+	seen := visitOf(r, l).seen[session]
 	if seen == nil {
 		return ErrConflict // not loaded through the lock: nothing shows that it is current
 	}
@@ -283,39 +292,37 @@ func (l *LockingStore) overwrite(ctx context.Context, r *http.Request, session *
 	if err := l.do(ctx, before); err != nil {
 		return failed("save", err)
 	}
-	if err := l.settle(r, "save", session.ID, v, *seen, data, seconds(ttl)); err != nil {
+	if err := l.settle(r, "save", session.ID, seen.Load().(string), data, ttl); err != nil {
 		return err
 	}
-	*seen = digest(data)
+	seen.Store(digest(data))
 	return nil
 }
 
-// replace writes the new record, whose ID nobody knows yet, and then ends the old
-// ones, comparing the one that was loaded. If that is refused, it takes the new
-// record back.
+// replace writes the new record, whose ID nobody knows yet, and then ends the one
+// that was loaded, comparing it. If that is refused, it takes the new one back.
 func (l *LockingStore) replace(old []string) writer {
 	return func(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-		v := l.visit(r, old[0])
-		seen := v.seen[session]
+		visit := visitOf(r, l)
+		seen := visit.seen[session]
 		if seen == nil {
 			return ErrConflict
 		}
 		if err := l.create(ctx, r, session, data, ttl); err != nil {
 			return err
 		}
-		var err error
-		for _, planted := range old[1:] {
-			err = errors.Join(err, l.Store.remove(r, session, planted))
-		}
-		if err == nil {
-			err = l.settle(r, "renew", old[0], v, *seen, "", 0)
-		}
-		if err != nil {
+		if err := l.settle(r, "renew", old[0], seen.Load().(string), nil, 0); err != nil {
+			visit.seen[session] = seen
 			_ = l.Store.remove(r, session, session.ID) // if this fails, it expires
 			return err
 		}
+		ctx, cancel := detached(r)
+		defer cancel()
 		_, after := accompany(ctx, l.Store, session, ttl, old...)
 		_ = l.do(ctx, after) // if this fails, the index finds out by itself
+		for _, planted := range old[1:] {
+			_ = l.Store.remove(r, session, planted) // if this fails, it is nobody's login still
+		}
 		return nil
 	}
 }
@@ -326,17 +333,22 @@ func (l *LockingStore) remove(r *http.Request, session *sessions.Session, id str
 	defer cancel()
 	_, after := accompany(ctx, l.Store, session, 0, id)
 	err := l.do(ctx, []redis.Cmder{redis.NewIntCmd(ctx, "del", l.key(id), lockKey(l.key(id)))}, after)
-	if err == nil {
-		l.visit(r, id).free()
+	if h := visitOf(r, l).holds[id]; h != nil && err == nil {
+		h.free()
 	}
 	return failed("delete", err)
 }
 
-// settle runs the settle script until its outcome is known, and is done with the
-// lock. It is not left to the client to repeat a script whose reply was lost: only
-// here is it known that the answer to a repeat may be about its own work.
-func (l *LockingStore) settle(r *http.Request, step, id string, v *visit, seen string, data any, ttl int64) error {
-	certain := v.keep() // that we hold the lock, so that only we can release it
+// settle writes data, or deletes where ttl is 0, if what is stored is what was seen.
+// It runs the script until its outcome is known, and is done with the lock. It is not
+// left to the client to repeat a script whose reply was lost: only here is it known
+// that the answer to a repeat may be about its own work.
+func (l *LockingStore) settle(r *http.Request, step, id, seen string, data []byte, ttl time.Duration) error {
+	h := visitOf(r, l).holds[id]
+	if h == nil {
+		h = &hold{pass: func() {}} // the session is new, and nobody's yet
+	}
+	certain := h.keep() // that we hold the lock, so that only we can release it
 	var lost error
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), l.Wait)
 	defer cancel()
@@ -344,7 +356,7 @@ func (l *LockingStore) settle(r *http.Request, step, id string, v *visit, seen s
 		ctx, cancel := detached(r)
 		defer cancel()
 		for attempt := 1; ; attempt++ {
-			reply, err := l.run(ctx, settleScript, id, v.token, seen, data, ttl, lost != nil)
+			reply, err := l.run(ctx, settleScript, id, h.token, seen, data, seconds(ttl), lost != nil)
 			if err == nil || isReply(err) {
 				return reply, err
 			}
@@ -353,18 +365,24 @@ func (l *LockingStore) settle(r *http.Request, step, id string, v *visit, seen s
 			}
 		}
 	})
-	if err != nil && err != ErrLocked {
-		go l.release(r, id, v.token, v.free)
+	switch {
+	case err == ErrLocked:
+		h.free()
+		if lost != nil {
+			return failed(step, lost)
+		}
+		return err
+	case err != nil:
+		go l.release(r, id, h)
 		return failed(step, err)
 	}
-	v.free()
-	if reply == "same" && certain && time.Now().Before(v.until) {
-		return nil // our lock was released, and nobody but our lost attempt can have done that
-	}
+	h.free()
+	// What stands there already is our own work if the lock was ours until then: nobody
+	// but our lost attempt can have released it. And where nothing was to be changed, it
+	// does not matter whose work it is.
+	ours := certain && time.Now().Before(h.until) || digest(data) == seen
 	switch {
-	case err != nil:
-		return err
-	case reply == "done":
+	case reply == "done" || reply == "same" && ours:
 		return nil
 	case lost != nil: // whose doing this is cannot be told
 		return failed(step, lost)
@@ -374,56 +392,81 @@ func (l *LockingStore) settle(r *http.Request, step, id string, v *visit, seen s
 	return ErrConflict
 }
 
-// A visit is what one request knows of one session.
-type visit struct {
-	header http.Header                   // the request's: its copies share it
-	token  string                        // proves that a lock is this request's; 128 random bits
-	seen   map[*sessions.Session]*string // digest of what is stored, as far as each has seen
+// A hold is the lock that Redis has given to a request, and before that the turn to
+// ask for it. Several goroutines may use it, as copies of a request do.
+type hold struct {
+	token  string      // proves that the lock is ours; 128 random bits
+	header http.Header // the request's: its copies share it
+	pass   func()      // gives the turn to the next of this process; once
 
-	held  atomic.Bool
-	until time.Time     // before this, a lock that is held cannot have run out
-	keep  func() bool   // leaves the unlocking to settle; false if that is too late
-	free  func()        // forgets the lock and passes the turn on
-	turn  chan struct{} // closed when the turn comes
+	mu      sync.Mutex
+	version *version
+	until   time.Time   // before this, the lock cannot have run out
+	end     func() bool // stops the unlocking at the end of the request; nil: somebody sees to it
+	lease   *time.Timer
 }
 
-// hold notes that Redis has given the lock. It ends with free, or with the request,
-// or after ttl, when Redis takes the lock back and the next of this process may ask.
-func (v *visit) hold(r *http.Request, until time.Time, ttl time.Duration, unlock func()) {
-	pass := v.free
-	freed := sync.OnceFunc(func() {
-		v.held.Store(false)
-		pass()
-	})
-	lease := time.AfterFunc(ttl, freed)
+// arm has the lock released at the end of the request. After ttl, when Redis takes it
+// back, the next of this process may ask.
+func (h *hold) arm(r *http.Request, ttl time.Duration, until time.Time, unlock func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lease != nil {
+		h.lease.Stop()
+	}
+	h.until = until
+	h.lease = time.AfterFunc(ttl, h.free)
 	// net/http cancels the context when the handler has returned, whichever way.
-	stop := context.AfterFunc(r.Context(), func() {
+	h.end = context.AfterFunc(r.Context(), func() {
 		unlock()
-		lease.Stop()
-		freed()
+		h.free()
 	})
-	v.held.Store(true)
-	v.until = until
-	v.keep = func() bool { return stop() && v.held.Load() }
-	v.free = func() {
-		stop()
-		lease.Stop()
-		freed()
-	}
 }
 
-// saw notes that a session object stands for what is stored. Objects that stand for
-// the same bytes go on doing so when the request writes one of them: that is no
-// conflict.
-func (v *visit) saw(session *sessions.Session, data []byte) {
-	d := digest(data)
-	for _, other := range v.seen {
-		if *other == d {
-			v.seen[session] = other
-			return
-		}
+// keep leaves the unlocking to the caller. It returns false if that is too late, or
+// somebody else sees to it.
+func (h *hold) keep() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	kept := h.end != nil && h.end() && time.Now().Before(h.until)
+	h.end = nil
+	return kept
+}
+
+// free forgets the lock, which is no longer held, and passes the turn on.
+func (h *hold) free() {
+	h.mu.Lock()
+	if h.end != nil {
+		h.end()
+		h.end = nil
 	}
-	v.seen[session] = &d
+	if h.lease != nil {
+		h.lease.Stop()
+	}
+	h.mu.Unlock()
+	h.pass()
+}
+
+// saw returns the version of what was loaded under the lock.
+func (h *hold) saw(data []byte) *version {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.version == nil || h.version.Load() != digest(data) {
+		h.version = newVersion(data)
+	}
+	return h.version
+}
+
+// A version is the digest of what is stored, as far as a session has seen. Sessions
+// that a request loads under one lock, by Get and New, share it: when one of them is
+// saved, the others have not become stale by somebody else's doing. Update's has its
+// own, for whoever wants its change kept does not save another copy.
+type version struct{ atomic.Value }
+
+func newVersion(data []byte) *version {
+	v := &version{}
+	v.Store(digest(data))
+	return v
 }
 
 func digest(data []byte) string {
@@ -431,102 +474,94 @@ func digest(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// visits are those of one request to one LockingStore.
-type visits struct {
-	byID     map[string]*visit
+// A visit is what one request has to do with one LockingStore.
+type visit struct {
+	holds    map[string]*hold // by ID
+	seen     map[*sessions.Session]*version
 	updating map[string]*sessions.Session // by name: within Update's fn
 }
 
-// visitsOf returns the request's.
-func visitsOf(r *http.Request, l *LockingStore) *visits {
+func visitOf(r *http.Request, l *LockingStore) *visit {
 	book := notes(r)
-	v, ok := book[l].(*visits)
+	v, ok := book[l].(*visit)
 	if !ok {
-		v = &visits{map[string]*visit{}, map[string]*sessions.Session{}}
+		v = &visit{map[string]*hold{}, map[*sessions.Session]*version{}, map[string]*sessions.Session{}}
 		book[l] = v
 	}
 	return v
 }
 
-// visit returns the request's visit to a session, a new one if need be.
-func (l *LockingStore) visit(r *http.Request, id string) *visit {
-	all := visitsOf(r, l)
-	if v := all.byID[id]; v != nil {
-		return v
-	}
-	// A copy of the request that was made before gorilla's registry was put into it
-	// has another registry. It must not wait for the lock that this request holds.
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if q := l.lines[id]; q != nil && sameMap(q.holder.header, r.Header) {
-		all.byID[id] = q.holder
-		return q.holder
-	}
-	token := make([]byte, 16)
-	rand.Read(token) // never fails
-	v := &visit{
-		header: r.Header,
-		token:  hex.EncodeToString(token),
-		seen:   map[*sessions.Session]*string{},
-		keep:   func() bool { return false },
-		free:   func() {},
-	}
-	all.byID[id] = v
-	return v
-}
-
-func sameMap(a, b http.Header) bool {
-	return a != nil && reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
-}
-
 // A line is made of the requests of this process that want one session: first come,
 // first served, and only the first talks to Redis.
 type line struct {
-	holder  *visit
-	waiting []*visit
+	holder  *hold
+	waiting []waiter
 	since   time.Time // since when they have passed the lock on among themselves
 }
 
-// enter returns when it is the visit's turn, with what passes it on, or ErrLocked.
-func (l *LockingStore) enter(ctx context.Context, id string, v *visit) (pass func(), err error) {
-	pass = sync.OnceFunc(func() { l.pass(id) })
+type waiter struct {
+	hold *hold
+	turn chan struct{} // closed when it comes
+}
+
+// enter returns the request's own hold, or a new one when its turn has come, or
+// ErrLocked.
+func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*hold, error) {
+	if h := visitOf(r, l).holds[id]; h != nil && h.keep() {
+		return h, nil
+	}
+	token := make([]byte, 16)
+	rand.Read(token) // never fails
+	h := &hold{token: hex.EncodeToString(token), header: r.Header}
+	h.pass = sync.OnceFunc(func() { l.pass(id) })
+
 	l.mu.Lock()
 	q := l.lines[id]
 	if q == nil {
 		if l.lines == nil {
 			l.lines = map[string]*line{}
 		}
-		l.lines[id] = &line{holder: v, since: time.Now()}
+		l.lines[id] = &line{holder: h, since: time.Now()}
 		l.mu.Unlock()
-		return pass, nil
+		return h, nil
+	}
+	// A copy of the request that was made before gorilla's registry was put into it
+	// has another registry. It must not wait for the lock that this request holds.
+	if other := q.holder; sameMap(other.header, r.Header) && other.keep() {
+		l.mu.Unlock()
+		return other, nil
 	}
 	if n := len(q.waiting); l.MaxWaiters > 0 && n >= l.MaxWaiters {
 		l.mu.Unlock()
 		return nil, fmt.Errorf("%w: %d requests of this process wait for it already, which is MaxWaiters", ErrLocked, n)
 	}
-	v.turn = make(chan struct{})
-	q.waiting = append(q.waiting, v)
+	turn := make(chan struct{})
+	q.waiting = append(q.waiting, waiter{h, turn})
 	l.mu.Unlock()
 
 	select {
-	case <-v.turn:
+	case <-turn:
 	case <-ctx.Done():
 		l.mu.Lock()
-		i := slices.Index(q.waiting, v)
+		i := slices.IndexFunc(q.waiting, func(w waiter) bool { return w.turn == turn })
 		if i >= 0 {
 			q.waiting = slices.Delete(q.waiting, i, i+1)
 		}
 		l.mu.Unlock()
 		if i < 0 { // the turn has come at this very moment
-			pass()
+			h.pass()
 		}
 		return nil, ErrLocked
 	}
-	if now := time.Now(); now.Sub(q.since) > streak { // the others' turn
+	if now := time.Now(); now.Sub(q.since) > streak { // the other processes' turn
 		q.since = now
 		sleep(ctx, yield)
 	}
-	return pass, nil
+	return h, nil
+}
+
+func sameMap(a, b http.Header) bool {
+	return a != nil && reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
 }
 
 // pass gives the turn to the next in line.
@@ -538,26 +573,33 @@ func (l *LockingStore) pass(id string) {
 		delete(l.lines, id)
 		return
 	}
-	q.holder = q.waiting[0]
-	q.waiting = slices.Delete(q.waiting, 0, 1)
-	close(q.holder.turn)
+	next := q.waiting[0]
+	q.holder, q.waiting = next.hold, slices.Delete(q.waiting, 0, 1)
+	close(next.turn)
+}
+
+// leave releases the session if the request holds it.
+func (l *LockingStore) leave(r *http.Request, id string) {
+	if h := visitOf(r, l).holds[id]; h != nil && h.keep() {
+		l.release(r, id, h)
+	}
+}
+
+// release unlocks what may be locked, and then lets the next of this process ask.
+func (l *LockingStore) release(r *http.Request, id string, h *hold) {
+	l.unlock(r, id, h.token)
+	h.free()
 }
 
 // await asks again for as long as the answer is that somebody else has the lock, or
 // that Redis is busy with itself.
 func await(ctx context.Context, ask func() (any, error)) (any, error) {
-	for waited := false; ; {
+	for {
 		reply, err := ask()
 		left, locked := reply.(int64)
-		switch {
-		case err == nil && !locked:
-			return reply, nil
-		case err != nil && waited && ctx.Err() != nil:
-			return nil, fmt.Errorf("%w: %w", ErrLocked, err)
-		case err != nil && !passing(err):
-			return nil, err
+		if err == nil && !locked || err != nil && !passing(err) {
+			return reply, err
 		}
-		waited = waited || locked
 		wait := minPoll + mathrand.N(maxPoll-minPoll)
 		if locked { // not past the moment when the lock runs out
 			wait = min(wait, max(minPoll, time.Duration(left)*time.Millisecond))
@@ -630,23 +672,27 @@ local value = redis.call("GET", KEYS[1])
 if value then
 	redis.call("SET", KEYS[2], ARGV[1], "PX", ARGV[2])
 	if ARGV[3] ~= "0" then redis.call("EXPIRE", KEYS[1], ARGV[3]) end
+elseif holder then
+	redis.call("DEL", KEYS[2])
 end
 return value
 `)
-	// ARGV: token, digest of what was loaded, new value, its expiry in s or 0 to
-	// delete, whether this is a repeat whose first reply was lost.
+	// ARGV: token, digest of what was seen, new value, its expiry in s or 0 to delete,
+	// whether this is a repeat whose first reply was lost.
 	// Returns what became of it, or the holder's remaining ms.
 	//
-	// That the new value stands there already is the repeat's own work if the lock is
-	// gone, which that work released. At a first attempt it is somebody else's equal
-	// write: of two requests that both add one to the same number, one is refused.
+	// A repeat that finds the lock gone may have been done at the first attempt, and
+	// others may have come since. It must not write again, not even where the old value
+	// stands there once more. At a first attempt, that the new value stands there already
+	// is somebody else's equal write: of two requests that both add one to the same
+	// number, one is refused.
 	settleScript = newScript(1, `
 local value, holder = redis.call("GET", KEYS[1]), redis.call("GET", KEYS[2])
 local result
 if not value then
 	result = "gone"
-elseif ARGV[5] == "1" and value == ARGV[3] and not holder then
-	result = "same"
+elseif ARGV[5] == "1" and holder ~= ARGV[1] then
+	return value == ARGV[3] and "same" or "unknown"
 elseif redis.sha1hex(value) ~= ARGV[2] then
 	result = "conflict"
 elseif holder and holder ~= ARGV[1] then
@@ -694,12 +740,6 @@ func (l *LockingStore) run(ctx context.Context, s script, id string, args ...any
 		l.known[s.n].Store(true)
 	}
 	return reply, err
-}
-
-// release unlocks what may be locked, and then lets the next of this process ask.
-func (l *LockingStore) release(r *http.Request, id, token string, free func()) {
-	l.unlock(r, id, token)
-	free()
 }
 
 // unlock releases the request's own lock. If that fails, the lock runs out.

@@ -425,20 +425,16 @@ func TestNoSessionIsOutsideTheIndex(t *testing.T) {
 						b := loginAs(t, over, "ann")
 						s, r := load(t, over, b)
 						left, died := n, false
-						rec.mu.Lock()
-						rec.fail = func(string) error {
+						rec.failing(func(string) error {
 							if left--; left < 0 {
 								died = true
 								return io.ErrClosedPipe
 							}
 							return nil
-						}
-						rec.mu.Unlock()
+						})
 						err := do(r, s)
-						rec.mu.Lock()
+						rec.failing(nil)
 						survived := !died
-						rec.fail = nil
-						rec.mu.Unlock()
 						if err == nil && !survived && op != "renew" {
 							t.Errorf("%s, %s, %T: no error though command %d failed", name, op, over, n)
 						}
@@ -593,12 +589,12 @@ func TestOwnersErrors(t *testing.T) {
 	_, err = bad.Revoke(t.Context(), "ann")
 	wantText(t, err, "no keys")
 	for _, at := range []string{"zrange", "get", "del"} {
-		rec.fail = func(name string) error {
+		rec.failing(func(name string) error {
 			if strings.Trim(name, "[]") == at {
 				return io.ErrClosedPipe
 			}
 			return nil
-		}
+		})
 		if at != "del" {
 			_, err = store.Sessions(t.Context(), "ann")
 			wantErr(t, err, io.ErrClosedPipe)
@@ -607,7 +603,7 @@ func TestOwnersErrors(t *testing.T) {
 		_, err = store.Revoke(t.Context(), "ann")
 		wantErr(t, err, io.ErrClosedPipe)
 		wantText(t, err, "redistore: revoke: ")
-		rec.fail = nil
+		rec.failing(nil)
 		equal(t, "user", b.user(t, store), "ann")
 	}
 	// Who disables an account and hangs up has disabled it.

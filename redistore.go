@@ -578,7 +578,8 @@ func (s *Store) do(ctx context.Context, groups ...[]redis.Cmder) error {
 		switch len(group) {
 		case 0:
 		case 1:
-			err = s.client.Process(ctx, group[0])
+			_ = s.client.Process(ctx, group[0])
+			err = group[0].Err() // an AutoPipeliner may only have it later
 		default:
 			_, err = send(ctx, func(pipe redis.Pipeliner) error {
 				for _, cmd := range group {

@@ -555,12 +555,12 @@ func TestRenewRepeatsWhatRedisDidNotDo(t *testing.T) {
 		s, r, w = b.get(t, store)
 		was := s.ID
 		rec.take()
-		rec.fail = func(string) error { return redisError("READONLY You can't write against a read only replica.") }
+		rec.failing(func(string) error { return redisError("READONLY You can't write against a read only replica.") })
 		err := store.Renew(r, w, s)
 		wantText(t, err, "redistore: renew: READONLY")
 		equal(t, "attempts", strings.Count(rec.take(), "[multi set del exec]"), maxAttempts)
 		equal(t, "ID", s.ID, was)
-		rec.fail = nil
+		rec.failing(nil)
 		equal(t, "user", b.user(t, store), "ann")
 	})
 }
@@ -1059,16 +1059,16 @@ func TestSetCookieOnlyAfterTheWrite(t *testing.T) {
 			"set": store.Save, "expire": store.Touch, "[multi set del exec]": store.Renew,
 		} {
 			s, r, w := b.get(t, store)
-			rec.fail = func(n string) error {
+			rec.failing(func(n string) error {
 				equal(t, "Set-Cookie before "+n, w.Header().Get("Set-Cookie"), "")
 				if n == name {
 					return redisError("OOM command not allowed when used memory > 'maxmemory'.")
 				}
 				return nil
-			}
+			})
 			wantText(t, call(r, w, s), "OOM")
 			equal(t, "Set-Cookie after "+name+" failed", w.Header().Get("Set-Cookie"), "")
-			rec.fail = nil
+			rec.failing(nil)
 		}
 		// A new session whose Save failed can be saved again.
 		s := newSession(t, store)
@@ -1218,7 +1218,7 @@ func TestErrorsSayWhichStepFailed(t *testing.T) {
 		t.Parallel()
 		store, rec := startMini(t).store(t)
 		s, r, w := login(t, store).get(t, store)
-		rec.fail = func(string) error { return redisError("LOADING Redis is loading the dataset in memory") }
+		rec.failing(func(string) error { return redisError("LOADING Redis is loading the dataset in memory") })
 		wantText(t, s.Save(r, w), "redistore: save: LOADING")
 		wantText(t, store.Touch(r, w, s), "redistore: touch: LOADING")
 		wantText(t, store.Renew(r, w, s), "redistore: renew: LOADING")

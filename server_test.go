@@ -247,15 +247,22 @@ func (h *recorder) take() string {
 	return seen
 }
 
+// failing sets fail.
+func (h *recorder) failing(fail func(name string) error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fail = fail
+}
+
 // failOnce makes the next command of that name fail.
 func (h *recorder) failOnce(name string, err error) {
-	h.fail = func(n string) error {
+	h.failing(func(n string) error {
 		if n != name {
 			return nil
 		}
-		h.fail = nil
+		h.fail = nil // record has the mutex
 		return err
-	}
+	})
 }
 
 // lossy makes connections whose replies can be lost after Redis has done its work.
