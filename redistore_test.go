@@ -1521,8 +1521,9 @@ func TestCookieStoresSessionsAreBound(t *testing.T) {
 	}
 	store.Options.MaxAge = 3600
 	equal(t, "user of a cookie younger than MaxAge", browser{"s": old}.user(t, store), "ann")
-	unknown := strings.ReplaceAll(old, "A", "B")
-	if s, err := store.Get(browser{"s": unknown}.request(t), "s"); err == nil || !s.IsNew {
+	changed := []byte(old)
+	changed[len(changed)/2] ^= 1
+	if s, err := store.Get(browser{"s": string(changed)}.request(t), "s"); err == nil || !s.IsNew {
 		t.Errorf("a cookie that was tampered with: error %v, session %+v", err, s)
 	}
 

@@ -29,6 +29,7 @@ var (
 
 // onServers runs a test on miniredis and on a real redis-server.
 func onServers(t *testing.T, test func(*testing.T, *server)) {
+	t.Parallel()
 	t.Run("miniredis", func(t *testing.T) {
 		t.Parallel()
 		test(t, startMini(t))
