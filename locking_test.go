@@ -77,6 +77,9 @@ func TestDropInWithTheLock(t *testing.T) {
 	for name, behaviour := range dropIn {
 		t.Run(name, func(t *testing.T) {
 			onServers(t, func(t *testing.T, srv *server) {
+				if srv.mini != nil {
+					srv.mini.ClockTTL(true)
+				}
 				store := NewLockingStore(New(srv.client(t), hashKey, blockKey))
 				store.TTL = 20 * time.Millisecond // the table's requests have no end that could unlock
 				behaviour(t, store, store.MaxAge)

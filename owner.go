@@ -38,6 +38,12 @@ const (
 //
 // The name is kept in Values, under "_owner", and so survives Renew and a reload. A
 // handler that replaces all of Values has to call SetOwner again.
+//
+// Saving a session that has an owner writes the owner's index too. On a single server
+// both are one transaction, in one round trip. With a LockingStore, and on Cluster,
+// Ring and an AutoPipeliner, the index is written first and the session after it, so
+// that the index may list a session that was never written, for a while, but not lack
+// one that was.
 func SetOwner(session *sessions.Session, owner string) {
 	if owner == "" {
 		delete(session.Values, ownerKey)
