@@ -5,11 +5,8 @@ package e2e
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -17,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/redistore/redistore"
+	"github.com/redistore/redistore/e2e/topology"
 )
 
 var (
@@ -24,38 +22,8 @@ var (
 	blockKey = []byte("fedcba9876543210fedcba9876543210")
 )
 
-// startRedis starts a redis-server on a free loopback port and ends it with the test.
-func startRedis(t *testing.T) (addr string) {
-	t.Helper()
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("redis-server is not on PATH: CI tests the real thing")
-		}
-		t.Skip("redis-server is not on PATH; to run this test: apt-get install redis-server, or brew install redis")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	addr = l.Addr().String()
-	l.Close()
-	_, port, _ := net.SplitHostPort(addr)
-	cmd := exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
-	must(t, cmd.Start())
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			c.Close()
-			return addr
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("redis-server does not answer after 10 s")
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
+// startRedis starts a redis-server that ends with the test.
+func startRedis(t *testing.T) (addr string) { return topology.Start(t).Addr }
 
 func newStore(t *testing.T, addr string, keys ...[]byte) *redistore.Store {
 	t.Helper()

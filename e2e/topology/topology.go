@@ -1,0 +1,239 @@
+// Package topology starts real redis-server processes for tests, alone, under
+// Sentinels and as a Cluster, on free loopback ports and without persistence. They
+// end with the test, each by its own process ID.
+package topology
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Server is the program to start; REDISTORE_REDIS_SERVER names another than the
+// redis-server on PATH.
+func Server(t testing.TB) string {
+	t.Helper()
+	name := os.Getenv("REDISTORE_REDIS_SERVER")
+	if name == "" {
+		name = "redis-server"
+	}
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("%s: %v; CI tests the real thing", name, err)
+	}
+	t.Skipf("%v; to run this test: apt-get install redis-server, or brew install redis", err)
+	return ""
+}
+
+// A Node is one process.
+type Node struct {
+	Addr string
+
+	t    testing.TB
+	args []string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Start starts a redis-server with these arguments and waits until it answers.
+func Start(t testing.TB, args ...string) *Node {
+	t.Helper()
+	n := &Node{Addr: freeAddr(t), t: t}
+	_, port, _ := net.SplitHostPort(n.Addr)
+	n.args = append(args, "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no")
+	n.Restart()
+	t.Cleanup(n.Kill)
+	return n
+}
+
+// Restart starts the process again, empty, after Kill.
+func (n *Node) Restart() {
+	n.t.Helper()
+	out := &output{}
+	n.cmd = exec.Command(Server(n.t), n.args...)
+	n.cmd.Stdout, n.cmd.Stderr = out, out
+	if err := n.cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	n.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) {
+		cmd.Wait()
+		close(done)
+	}(n.cmd, n.done)
+	Wait(n.t, "redis-server on "+n.Addr+" answers", func() error {
+		select {
+		case <-n.done:
+			n.t.Fatalf("redis-server ended:\n%s", out)
+		default:
+		}
+		c, err := net.Dial("tcp", n.Addr)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+}
+
+// Kill ends the process at once, as kill -9 does.
+func (n *Node) Kill() {
+	n.cmd.Process.Kill()
+	<-n.done
+}
+
+// Pause stops the process; Resume lets it go on.
+func (n *Node) Pause()  { n.cmd.Process.Signal(syscall.SIGSTOP) }
+func (n *Node) Resume() { n.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Client returns a client of this very node.
+func (n *Node) Client() *redis.Client {
+	c := redis.NewClient(&redis.Options{Addr: n.Addr, MaxRetries: -1})
+	n.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Cluster starts a Cluster of that many primaries and returns its nodes.
+func Cluster(t testing.TB, primaries int) []*Node {
+	t.Helper()
+	ctx := context.Background()
+	var nodes []*Node
+	for range primaries {
+		nodes = append(nodes, Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000"))
+	}
+	const slots = 16384
+	for i, n := range nodes {
+		c := n.Client()
+		must(t, c.ClusterAddSlotsRange(ctx, i*slots/primaries, (i+1)*slots/primaries-1).Err())
+		host, port, _ := net.SplitHostPort(nodes[0].Addr)
+		must(t, c.ClusterMeet(ctx, host, port).Err())
+	}
+	for _, n := range nodes {
+		c := n.Client()
+		Wait(t, "the cluster knows all of its slots", func() error {
+			info, err := c.ClusterInfo(ctx).Result()
+			if err == nil && (!strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", primaries))) {
+				return fmt.Errorf("%s", info)
+			}
+			return err
+		})
+	}
+	return nodes
+}
+
+// Addrs returns the addresses of nodes.
+func Addrs(nodes []*Node) (addrs []string) {
+	for _, n := range nodes {
+		addrs = append(addrs, n.Addr)
+	}
+	return addrs
+}
+
+// MasterName is what the Sentinels call the primary.
+const MasterName = "mymaster"
+
+// Sentinels starts a primary with a replica under three Sentinels, which hold an
+// election after half a second.
+func Sentinels(t testing.TB) (primary, replica *Node, sentinels []*Node) {
+	t.Helper()
+	ctx := context.Background()
+	primary = Start(t)
+	host, port, _ := net.SplitHostPort(primary.Addr)
+	replica = Start(t, "--replicaof", host+" "+port)
+	c := replica.Client()
+	Wait(t, "the replica is in sync", func() error {
+		info, err := c.Info(ctx, "replication").Result()
+		if err == nil && !strings.Contains(info, "master_link_status:up") {
+			return fmt.Errorf("%s", info)
+		}
+		return err
+	})
+	for i := range 3 {
+		conf := filepath.Join(t.TempDir(), fmt.Sprintf("sentinel%d.conf", i))
+		must(t, os.WriteFile(conf, fmt.Appendf(nil, `sentinel monitor %[1]s %s %s 2
+sentinel down-after-milliseconds %[1]s 500
+sentinel failover-timeout %[1]s 5000
+`, MasterName, host, port), 0o600))
+		sentinels = append(sentinels, Start(t, conf, "--sentinel"))
+	}
+	for _, s := range sentinels {
+		c := s.Client()
+		Wait(t, "the Sentinels know each other and the replica", func() error {
+			m, err := redis.NewSentinelClient(c.Options()).Master(ctx, MasterName).Result()
+			if err == nil && (m["num-other-sentinels"] != "2" || m["num-slaves"] != "1") {
+				return fmt.Errorf("%v", m)
+			}
+			return err
+		})
+	}
+	return primary, replica, sentinels
+}
+
+// Wait waits until ready returns no error, for 30 seconds.
+func Wait(t testing.TB, what string, ready func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		err := ready()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not after 30 s: %s: %v", what, err)
+		}
+	}
+}
+
+// freeAddr returns a loopback address whose port, and the one above by 10000 that a
+// Cluster node also needs, can be had.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		port := l.Addr().(*net.TCPAddr).Port
+		bus, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+10000))
+		l.Close()
+		if err == nil {
+			bus.Close()
+			return l.Addr().String()
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// output keeps what a process says.
+type output struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
