@@ -123,9 +123,32 @@ func ExampleStore_Save_logout() {
 		if err := session.Save(r, w); err != nil {
 			// The cookie is gone, but Redis could not be told.
 			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
 		}
+		http.Redirect(w, r, "/", http.StatusSeeOther)
 	}
 	_ = logout
+}
+
+// A session that cannot be decoded any more must not keep its user from logging in.
+func ExampleStore_Renew_overWhatCannotBeRead() {
+	login := func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session")
+		if errors.Is(err, redistore.ErrNotLoaded) {
+			maxAge := session.Options.MaxAge
+			session.Options.MaxAge = -1
+			if err := session.Save(r, w); err != nil { // Redis cannot be reached
+				http.Error(w, "please try again", http.StatusServiceUnavailable)
+				return
+			}
+			session.ID, session.Options.MaxAge = "", maxAge
+		}
+		session.Values["user"] = "ann"
+		if err := store.Renew(r, w, session); err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		}
+	}
+	_ = login
 }
 
 // Requests that change one session follow one another, on any number of servers.
@@ -165,6 +188,19 @@ func ExampleLockingStore_Update() {
 	handler(w, httptest.NewRequest("GET", "/", nil))
 	fmt.Println(w.Code, len(w.Result().Cookies()))
 	// Output: 200 1
+}
+
+// A logout need not wait for whoever holds the session.
+func ExampleLockingStore_logout() {
+	store := redistore.NewLockingStore(redistore.New(client, key))
+	logout := func(w http.ResponseWriter, r *http.Request) {
+		session, _ := store.Store.Get(r, "session") // takes no lock
+		session.Options.MaxAge = -1
+		if err := store.Save(r, w, session); err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		}
+	}
+	_ = logout
 }
 
 // A handler that only reads need not wait for those that write.
@@ -219,9 +255,12 @@ func ExampleStore_Sessions() {
 			return
 		}
 		for _, s := range list {
-			if s.Values["device"] == r.FormValue("device") {
+			if s.Values["device"] == r.FormValue("device") && s.ID != session.ID {
 				s.Options.MaxAge = -1
-				err = errors.Join(err, s.Save(r, w)) // it has no cookie here
+				if err := s.Save(r, w); err != nil { // this browser's cookie stays
+					http.Error(w, "please try again", http.StatusServiceUnavailable)
+					return
+				}
 			}
 		}
 	}
@@ -238,10 +277,15 @@ func ExampleEncrypt() {
 type plainToo struct{ redistore.Serializer }
 
 func (p plainToo) Deserialize(data []byte, session *sessions.Session) error {
-	if p.Serializer.Deserialize(data, session) == nil {
+	encrypted := p.Serializer.Deserialize(data, session)
+	if encrypted == nil {
 		return nil
 	}
-	return redistore.GobSerializer{}.Deserialize(data, session)
+	plain := redistore.GobSerializer{}.Deserialize(data, session) // as they were stored before
+	if plain == nil {
+		return nil
+	}
+	return errors.Join(encrypted, plain)
 }
 
 func ExampleEncrypt_switchingOn() {

@@ -687,6 +687,9 @@ func (s *Store) lifetime(id string, age time.Duration) time.Duration {
 // delete. It is made before Redis is asked, so that what cannot be sent is not
 // stored.
 func (s *Store) cookie(session *sessions.Session) (*http.Cookie, error) {
+	if session.Name() == "" {
+		return nil, errors.New(`redistore: cookie "": the session has no name; one that Sessions returned can only be ended, with MaxAge -1`)
+	}
 	options := *session.Options
 	options.MaxAge = min(options.MaxAge, math.MaxInt32)
 	var value string
