@@ -428,7 +428,7 @@ func (h *hold) arm(r *http.Request, ttl time.Duration, until time.Time, unlock f
 func (h *hold) keep() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	kept := h.end != nil && h.end() && time.Now().Before(h.until)
+	kept := h.end != nil && h.end()
 	h.end = nil
 	return kept
 }

@@ -661,6 +661,11 @@ func TestOneRequestManyCalls(t *testing.T) {
 				add(must2(store.Get(again, "s")), again)
 				add(must2(store.New(again, "s")), r)
 			}, 2},
+			"a clone of the request, made after Get": {func(r *http.Request) {
+				must2(store.Get(r, "s"))
+				again := r.Clone(r.Context())
+				add(must2(store.New(again, "s")), again)
+			}, 1},
 			"copies of the request, made before Get": {func(r *http.Request) {
 				ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
 				defer cancel()
@@ -962,6 +967,10 @@ func TestLogoutWins(t *testing.T) {
 				if by == store {
 					equal(t, "keys after logout by "+name, len(srv.keys(t)), 0)
 				}
+				nobody := NewLockingStore(store.Store) // in another process: it waits for nothing
+				nobody.Wait = 0
+				again, _ := load(t, nobody, b)
+				equal(t, "IsNew", again.IsNew, true)
 				switch other {
 				case "save":
 					wantErr(t, s.Save(r, httptest.NewRecorder()), ErrGone)

@@ -57,80 +57,82 @@ func (b browser) keep(w *httptest.ResponseRecorder) {
 // of them for every slot range, every shard and every pair of them.
 func TestTheLifeOfASession(t *testing.T) {
 	for name, client := range clients(t) {
-		t.Run(name, func(t *testing.T) {
-			defer client.Close()
-			plain := redistore.New(client, hashKey)
-			lock := redistore.NewLockingStore(plain)
-			must(t, lock.Ping(t.Context()))
-			user := func(b browser) string {
-				t.Helper()
-				s, _, end := b.get(t, plain)
-				defer end()
-				user, _ := s.Values["user"].(string)
-				return user
-			}
-			var all []browser
-			for i := range 30 {
-				var store sessions.Store = plain
-				renew := plain.Renew
-				if i%2 == 0 {
-					store, renew = lock, lock.Renew
-				}
-				b := browser{}
-				s, r, end := b.get(t, store)
-				s.Values["user"] = "ann"
-				redistore.SetOwner(s, "ann")
-				w := httptest.NewRecorder()
-				must(t, s.Save(r, w))
-				b.keep(w)
-				end()
-
-				s, r, end = b.get(t, store)
-				must(t, s.Save(r, w))
-				must(t, plain.Touch(r, w, s))
-				old := browser{"s": b["s"]}
-				w = httptest.NewRecorder()
-				must(t, renew(r, w, s))
-				b.keep(w)
-				end()
-				equal(t, "user", user(b), "ann")
-				equal(t, "user of the old cookie", user(old), "")
-
-				// Logout wins over a request that is running.
-				s, r, end = old.get(t, store)
-				equal(t, "IsNew", s.IsNew, true)
-				end()
-				if i%3 == 0 {
-					s, r, end = b.get(t, store)
-					out, or, outEnd := b.get(t, plain)
-					out.Options.MaxAge = -1
-					must(t, out.Save(or, httptest.NewRecorder()))
-					outEnd()
-					if err := s.Save(r, httptest.NewRecorder()); !errors.Is(err, redistore.ErrGone) {
-						t.Errorf("Save after logout: %v", err)
-					}
-					end()
-					continue
-				}
-				all = append(all, b)
-			}
-
-			list, err := plain.Sessions(t.Context(), "ann")
-			must(t, err)
-			equal(t, "listed", len(list), len(all))
-			s, _, end := all[0].get(t, plain)
-			end()
-			n, err := plain.Revoke(t.Context(), "ann", s.ID)
-			must(t, err)
-			equal(t, "ended", n, len(all)-1)
-			for i, b := range all {
-				equal(t, "is logged in", user(b) == "ann", i == 0)
-			}
-			n, err = plain.Revoke(t.Context(), "ann")
-			must(t, err)
-			equal(t, "ended", n, 1)
-		})
+		t.Run(name, func(t *testing.T) { lifeOfASession(t, client) })
 	}
+}
+
+func lifeOfASession(t *testing.T, client redis.UniversalClient) {
+	defer client.Close()
+	plain := redistore.New(client, hashKey)
+	lock := redistore.NewLockingStore(plain)
+	must(t, lock.Ping(t.Context()))
+	user := func(b browser) string {
+		t.Helper()
+		s, _, end := b.get(t, plain)
+		defer end()
+		user, _ := s.Values["user"].(string)
+		return user
+	}
+	var all []browser
+	for i := range 30 {
+		var store sessions.Store = plain
+		renew := plain.Renew
+		if i%2 == 0 {
+			store, renew = lock, lock.Renew
+		}
+		b := browser{}
+		s, r, end := b.get(t, store)
+		s.Values["user"] = "ann"
+		redistore.SetOwner(s, "ann")
+		w := httptest.NewRecorder()
+		must(t, s.Save(r, w))
+		b.keep(w)
+		end()
+
+		s, r, end = b.get(t, store)
+		must(t, s.Save(r, w))
+		must(t, plain.Touch(r, w, s))
+		old := browser{"s": b["s"]}
+		w = httptest.NewRecorder()
+		must(t, renew(r, w, s))
+		b.keep(w)
+		end()
+		equal(t, "user", user(b), "ann")
+		equal(t, "user of the old cookie", user(old), "")
+
+		// Logout wins over a request that is running.
+		s, r, end = old.get(t, store)
+		equal(t, "IsNew", s.IsNew, true)
+		end()
+		if i%3 == 0 {
+			s, r, end = b.get(t, store)
+			out, or, outEnd := b.get(t, plain)
+			out.Options.MaxAge = -1
+			must(t, out.Save(or, httptest.NewRecorder()))
+			outEnd()
+			if err := s.Save(r, httptest.NewRecorder()); !errors.Is(err, redistore.ErrGone) {
+				t.Errorf("Save after logout: %v", err)
+			}
+			end()
+			continue
+		}
+		all = append(all, b)
+	}
+
+	list, err := plain.Sessions(t.Context(), "ann")
+	must(t, err)
+	equal(t, "listed", len(list), len(all))
+	s, _, end := all[0].get(t, plain)
+	end()
+	n, err := plain.Revoke(t.Context(), "ann", s.ID)
+	must(t, err)
+	equal(t, "ended", n, len(all)-1)
+	for i, b := range all {
+		equal(t, "is logged in", user(b) == "ann", i == 0)
+	}
+	n, err = plain.Revoke(t.Context(), "ann")
+	must(t, err)
+	equal(t, "ended", n, 1)
 }
 
 // TestNoUpdateIsLostOnAnyTopology increments one session from several goroutines.

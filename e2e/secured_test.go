@@ -1,0 +1,174 @@
+package e2e
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore"
+	"github.com/redistore/redistore/e2e/topology"
+)
+
+// aclRule is the one that the README gives.
+func aclRule(t *testing.T) []string {
+	t.Helper()
+	readme, err := os.ReadFile("../README.md")
+	must(t, err)
+	rule := regexp.MustCompile(`(?m)^ACL SETUSER (.*)$`).FindSubmatch(readme)
+	if rule == nil {
+		t.Fatal("the README has no ACL SETUSER")
+	}
+	return strings.Fields(string(rule[1]))
+}
+
+// TestTheACLRuleIsEnoughAndNotMore runs everything as a user who may do what the
+// README's rule allows, and then without each of its commands, which must be missed.
+func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
+	rule := aclRule(t)
+	server := topology.Start(t)
+	admin := server.Client()
+	as := func(rule []string) *redis.Client {
+		t.Helper()
+		args := []any{"ACL", "SETUSER", rule[0], "reset"}
+		for _, r := range rule[1:] {
+			args = append(args, r)
+		}
+		must(t, admin.Do(t.Context(), args...).Err())
+		return redis.NewClient(&redis.Options{Addr: server.Addr, Username: rule[0], Password: "password", MaxRetries: -1, ContextTimeoutEnabled: true})
+	}
+	lifeOfASession(t, as(rule))
+	client := as(rule)
+	idle := redistore.New(client, hashKey)
+	idle.IdleTimeout = time.Hour
+	s, _, end := (browser{}).get(t, idle)
+	end()
+	equal(t, "IsNew", s.IsNew, true)
+	if err := client.Get(t.Context(), "another application's").Err(); !redis.HasErrorPrefix(err, "NOPERM") {
+		t.Errorf("a key of another application: %v", err)
+	}
+	client.Close()
+
+	for i, word := range rule {
+		if !strings.HasPrefix(word, "+") || word == "+getex" {
+			continue
+		}
+		client := as(append(append([]string{}, rule[:i]...), rule[i+1:]...))
+		if err := everyCommand(t, client); err == nil {
+			t.Errorf("%s is in the rule, and not needed", word)
+		}
+		client.Close()
+	}
+}
+
+// everyCommand uses all that a store can send, and returns the first error.
+func everyCommand(t *testing.T, client *redis.Client) error {
+	plain := redistore.New(client, hashKey)
+	store := redistore.NewLockingStore(plain)
+	store.Wait = 0
+	b := browser{}
+	visit := func(over sessions.Store, do func(s *sessions.Session, r *http.Request, w http.ResponseWriter) error) error {
+		ctx, end := context.WithCancel(t.Context())
+		defer end()
+		r, w := httptest.NewRequestWithContext(ctx, "GET", "/", nil), httptest.NewRecorder()
+		for name, value := range b {
+			r.AddCookie(&http.Cookie{Name: name, Value: value})
+		}
+		s, err := over.Get(r, "s")
+		if err != nil {
+			return err
+		}
+		err = do(s, r, w)
+		b.keep(w)
+		return err
+	}
+	save := func(s *sessions.Session, r *http.Request, w http.ResponseWriter) error { return s.Save(r, w) }
+	login := func(s *sessions.Session, r *http.Request, w http.ResponseWriter) error {
+		redistore.SetOwner(s, "ann")
+		return s.Save(r, w)
+	}
+	lockedTwice := func(*sessions.Session, *http.Request, http.ResponseWriter) error {
+		other := redistore.NewLockingStore(plain) // of another process, as it were
+		other.Wait = 0
+		err := visit(other, save)
+		if errors.Is(err, redistore.ErrLocked) {
+			return nil
+		}
+		return err
+	}
+	logout := func(s *sessions.Session, r *http.Request, w http.ResponseWriter) error {
+		s.Options.MaxAge = -1
+		return s.Save(r, w)
+	}
+	touch := func(s *sessions.Session, r *http.Request, w http.ResponseWriter) error { return plain.Touch(r, w, s) }
+	renew := func(s *sessions.Session, r *http.Request, w http.ResponseWriter) error { return plain.Renew(r, w, s) }
+	for _, step := range []func() error{
+		func() error { return store.Ping(t.Context()) },
+		func() error { return visit(plain, login) },
+		func() error { return visit(plain, touch) },
+		func() error { return visit(plain, renew) },
+		func() error { return visit(store, save) },
+		func() error { return visit(store, save) },
+		func() error { return visit(store, lockedTwice) },
+		func() error { _, err := plain.Sessions(t.Context(), "ann"); return err },
+		func() error { _, err := plain.Revoke(t.Context(), "ann"); return err },
+		func() error { return visit(plain, login) },
+		func() error { return visit(plain, logout) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	must(t, err)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	cert, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	must(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	must(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	addr := l.Addr().String()
+	l.Close()
+	_, port, _ := net.SplitHostPort(addr)
+	topology.Start(t, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", keyFile, "--tls-ca-cert-file", cert, "--tls-auth-clients", "no")
+	ca, err := x509.ParseCertificate(der)
+	must(t, err)
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	lifeOfASession(t, redis.NewClient(&redis.Options{Addr: addr, TLSConfig: &tls.Config{RootCAs: pool}, ContextTimeoutEnabled: true}))
+
+	stranger := redistore.New(redis.NewClient(&redis.Options{Addr: addr, TLSConfig: &tls.Config{}, MaxRetries: -1, DialerRetries: 1}), hashKey)
+	if err := stranger.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "redistore: ping: ") {
+		t.Errorf("a certificate of an unknown authority: %v", err)
+	}
+}
