@@ -88,7 +88,7 @@ type LockingStore struct {
 	MaxWaiters int
 
 	mu    sync.Mutex
-	lines map[string]*line // by key; only those that somebody stands in
+	lines map[string]*line // by session ID; only those that somebody stands in
 	known [3]atomic.Bool   // scripts that Redis has seen
 }
 

@@ -460,7 +460,7 @@ func TestNoSessionIsOutsideTheIndex(t *testing.T) {
 
 func TestTheIndexExpiresWithItsLastSession(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
-		store, _ := srv.store(t)
+		store, rec := srv.store(t)
 		longest := func() (index, session time.Duration) {
 			t.Helper()
 			for _, key := range srv.keys(t) {
@@ -506,6 +506,10 @@ func TestTheIndexExpiresWithItsLastSession(t *testing.T) {
 			longest()
 			equal(t, "listed", len(listed(t, store, "ann")), 1)
 		}
+		srv.forward(t, 45*time.Second)
+		rec.failOnce("eval", io.EOF) // the index is not told, this once
+		equal(t, "user", a.user(t, store), "ann")
+		longest()
 		srv.forward(t, 3*time.Minute)
 		equal(t, "keys", fmt.Sprint(srv.keys(t)), "[]")
 		store.AbsoluteTimeout = 5 * time.Minute
