@@ -189,8 +189,11 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		*session = before
 		session.Options = l.options()
 		session.Values = make(map[any]any)
-		if kept.data != nil {
-			_ = l.Serializer.Deserialize(kept.data, session) // as it could be before
+		switch { // as it could be before
+		case kept.data != nil:
+			_ = l.Serializer.Deserialize(kept.data, session)
+		case !before.IsNew:
+			l.takeOver(r, session)
 		}
 		if v := visit.seen[session]; v != nil && v.Load() != digest(kept.data) {
 			delete(visit.seen, session) // fn saved it: what was loaded is no longer what is stored

@@ -31,46 +31,9 @@ func (s *server) locking(t *testing.T) (*LockingStore, *recorder) {
 	return NewLockingStore(store), rec
 }
 
-// lived returns a request that ends with the function it returns, as net/http's do
-// when the handler has returned.
-func (b browser) lived(t *testing.T) (*http.Request, context.CancelFunc) {
-	ctx, end := context.WithCancel(t.Context())
-	r := b.request(t)
-	return r.WithContext(ctx), end
-}
-
-// load loads the session "s" in a request of its own, that lasts as long as the
-// test.
-func load(t *testing.T, store sessions.Store, b browser) (*sessions.Session, *http.Request) {
-	t.Helper()
-	r, end := b.lived(t)
-	t.Cleanup(end)
-	s, err := store.Get(r, "s")
-	must(t, err)
-	return s, r
-}
-
 func count(s *sessions.Session) int {
 	n, _ := s.Values["n"].(int)
 	return n
-}
-
-// free waits until no lock is left.
-func (s *server) free(t *testing.T) {
-	t.Helper()
-	eventually(t, "the lock is free", func() bool {
-		return !slices.ContainsFunc(s.keys(t), func(k string) bool { return strings.HasSuffix(k, ":lock") })
-	})
-}
-
-// eventually waits for what other goroutines are about to do.
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !done(); runtime.Gosched() {
-		if time.Now().After(deadline) {
-			t.Fatal("not after 5 s: " + what)
-		}
-	}
 }
 
 func TestDropInWithTheLock(t *testing.T) {

@@ -29,7 +29,8 @@ const (
 	pending = 0.5
 	settled = time.Minute
 
-	revokeBatch = 500 // sessions in one pipeline
+	revokeBatch = 100 // sessions in one pipeline, which may be large ones
+	maxRounds   = 32  // of one Revoke
 )
 
 // SetOwner says whose session this is, for [Store.Sessions] and [Store.Revoke] to
@@ -90,6 +91,9 @@ func (s *Store) Sessions(ctx context.Context, owner string) ([]*sessions.Session
 	}
 	var list []*sessions.Session
 	for _, f := range found.alive {
+		if f.over {
+			continue
+		}
 		if f.err != nil {
 			err = errors.Join(err, &loadError{fmt.Errorf("%s: %w", f.session.ID, f.err)})
 			continue
@@ -107,7 +111,7 @@ func (s *Store) Sessions(ctx context.Context, owner string) ([]*sessions.Session
 // are ended too.
 //
 // It can be repeated, and has to be after an error: then some may be left. It takes
-// 5 seconds for every 500 sessions at most. A login that happens meanwhile may come
+// 5 seconds for every 100 sessions at most. A login that happens meanwhile may come
 // before or after it.
 func (s *Store) Revoke(ctx context.Context, owner string, keep ...string) (int, error) {
 	if err := s.check(); err != nil {
@@ -119,7 +123,10 @@ func (s *Store) Revoke(ctx context.Context, owner string, keep ...string) (int, 
 	// old one ends. So look again, until nothing new is listed and nothing found alive:
 	// then none has escaped.
 	seen := map[string]bool{}
-	for again := true; again; {
+	for round, again := 0, true; again; round++ {
+		if round == maxRounds {
+			return ended, errors.New("redistore: revoke: the owner logs in faster than sessions can be ended: repeat it")
+		}
 		entries, err := s.index(ctx, owner)
 		if err != nil {
 			return ended, failed("revoke", err)
@@ -168,14 +175,16 @@ func (s *Store) revoke(ctx context.Context, owner string, entries []redis.Z) (al
 	return len(dels) > 0, ended, err
 }
 
-// finding is what the sessions of an index turn out to be.
+// finding is what the sessions of an index turn out to be. What is neither may yet be
+// written, or is another owner's by now, or about to be this one's.
 type finding struct {
 	alive []loaded
-	dead  []string // IDs to be forgotten; neither means that it may yet be written
+	dead  []string // IDs to be forgotten
 }
 
 type loaded struct {
 	session *sessions.Session
+	over    bool  // past AbsoluteTimeout, as this process has it
 	err     error // it cannot be decoded
 }
 
@@ -195,7 +204,7 @@ func (s *Store) look(ctx context.Context, owner string, entries []redis.Z) (find
 		_, fraction := math.Modf(e.Score)
 		switch {
 		case errors.Is(err, redis.Nil) && fraction == pending && s.now().Sub(created(id)) < settled:
-		case errors.Is(err, redis.Nil) || s.lifetime(id, maxLifetime) <= 0:
+		case errors.Is(err, redis.Nil):
 			f.dead = append(f.dead, id)
 		case err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE"):
 			return finding{}, err
@@ -205,11 +214,9 @@ func (s *Store) look(ctx context.Context, owner string, entries []redis.Z) (find
 			if err == nil {
 				err = s.decode(data, session)
 			}
-			if err == nil && Owner(session) != owner { // it has moved on
-				f.dead = append(f.dead, id)
-				continue
+			if err != nil || Owner(session) == owner {
+				f.alive = append(f.alive, loaded{session, s.lifetime(id, maxLifetime) <= 0, err})
 			}
-			f.alive = append(f.alive, loaded{session, err})
 		}
 	}
 	return f, nil
@@ -246,11 +253,18 @@ func (s *Store) indexKey(owner string) string {
 }
 
 // remember notes a session for ARGV[2] seconds from now, Redis' now, and lets the
-// index live as long as the last in it. What Redis itself has ended by now goes.
+// index live as long as the last in it. What Redis itself has ended by now goes. Where
+// the session is not written in the same transaction, which ARGV[3] tells, it may not
+// be written at all: then a longer life that was noted before stays.
 const remember = `
 local now = tonumber(redis.call("TIME")[1])
 redis.call("ZREMRANGEBYSCORE", KEYS[1], "-inf", "(" .. now)
-redis.call("ZADD", KEYS[1], now + ARGV[2] + 1 + ARGV[3], ARGV[1])
+local score = now + ARGV[2] + 1 + ARGV[3]
+if ARGV[3] == "0" then
+	redis.call("ZADD", KEYS[1], score, ARGV[1])
+else
+	redis.call("ZADD", KEYS[1], "GT", score, ARGV[1])
+end
 local last = redis.call("ZREVRANGE", KEYS[1], 0, 0, "WITHSCORES")
 return redis.call("EXPIRE", KEYS[1], math.ceil(last[2] - now))
 `
@@ -273,17 +287,13 @@ func init() {
 
 func (s *Store) remembering(ctx context.Context, owner string, session *sessions.Session, ttl time.Duration) redis.Cmder {
 	if s.IdleTimeout > 0 {
-		// Every Get lets it live longer: to its absolute end, or from Get to Get, which
-		// tells the index. That one may fail, and the next will do it.
-		if s.AbsoluteTimeout > 0 {
-			ttl = max(ttl, created(session.ID).Add(s.AbsoluteTimeout).Sub(s.now()))
-		} else {
-			ttl = max(ttl, 2*s.IdleTimeout)
-		}
+		// Every Get lets it live longer, and tells the index so. That one may fail, and the
+		// next will do it.
+		ttl = max(ttl, 2*s.IdleTimeout)
 	}
 	mark := pending
-	if _, single := s.client.(*redis.Client); single {
-		mark = 0
+	if _, single := s.client.(*redis.Client); single && session.Store() == sessions.Store(s) {
+		mark = 0 // one transaction; a store around this one, such as the lock, has its own way
 	}
 	cmd := redis.NewCmd(ctx, "eval", remember, 1, s.indexKey(owner), session.ID,
 		strconv.FormatInt(seconds(ttl+time.Second-1), 10), mark)

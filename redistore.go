@@ -230,6 +230,9 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 	if session.Options.MaxAge < 0 {
 		return s.end(s, r, w, session)
 	}
+	if s.unread(r, session) {
+		return ErrNotLoaded
+	}
 	cookie, err := s.cookie(session)
 	if err != nil {
 		return err
@@ -246,6 +249,7 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 		return failed("touch", err)
 	}
 	if !expire.Val() {
+		s.forgo(ctx, session)
 		return ErrGone
 	}
 	setCookie(w, cookie)
@@ -304,8 +308,12 @@ func (s *Store) takeOver(r *http.Request, session *sessions.Session) bool {
 	for _, c := range r.CookiesNamed(session.Name()) {
 		for _, codec := range s.Codecs {
 			if sc, ok := codec.(*securecookie.SecureCookie); ok {
-				bound := *sc // as CookieStore bounds it
-				codec = bound.MaxAge(max(0, session.Options.MaxAge))
+				bound := *sc
+				age := session.Options.MaxAge
+				if age <= 0 {
+					age = newOptions().MaxAge // which is also what securecookie takes
+				}
+				codec = bound.MaxAge(age)
 			}
 			var values map[any]any
 			if codec.Decode(session.Name(), c.Value, &values) == nil {
@@ -331,8 +339,9 @@ func (s *Store) load(ctx context.Context, b backend, r *http.Request, session *s
 	if err == nil {
 		err = s.decode(data, session)
 	}
-	if err == nil && s.IdleTimeout > 0 && s.AbsoluteTimeout == 0 {
-		s.prolong(r, session, life)
+	if err == nil && s.IdleTimeout > 0 { // reading it has made it live longer
+		before, _ := accompany(ctx, s, session, life)
+		_ = s.do(ctx, before) // there is a margin for one that is lost
 	}
 	return err == nil, err
 }
@@ -344,14 +353,6 @@ func (s *Store) decode(data []byte, session *sessions.Session) error {
 		session.Values = make(map[any]any)
 	}
 	return err
-}
-
-// prolong tells what goes with a session that reading it has made it live longer.
-func (s *Store) prolong(r *http.Request, session *sessions.Session, life time.Duration) {
-	ctx, cancel := detached(r)
-	defer cancel()
-	before, _ := accompany(ctx, s, session, life)
-	_ = s.do(ctx, before) // there is a margin for one that is lost
 }
 
 // read returns what Redis holds.
@@ -475,6 +476,9 @@ func (s *Store) write(ctx context.Context, r *http.Request, w http.ResponseWrite
 		return ErrGone
 	}
 	if err := put(ctx, r, session, data, ttl); err != nil {
+		if errors.Is(err, ErrGone) {
+			s.forgo(ctx, session)
+		}
 		return err
 	}
 	setCookie(w, cookie)
@@ -485,7 +489,22 @@ func (s *Store) write(ctx context.Context, r *http.Request, w http.ResponseWrite
 func (s *Store) create(ctx context.Context, _ *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
 	before, _ := accompany(ctx, s, session, ttl)
 	err := s.do(ctx, before, []redis.Cmder{once{s.set(ctx, session.ID, data, ttl)}})
+	if err != nil && len(before) > 0 {
+		s.discard(ctx, session) // a transaction goes on after an error in the index
+	}
 	return unsettle(failed("save", err))
+}
+
+// discard takes back a new record. Nobody knows its ID; if this fails, it expires.
+func (s *Store) discard(ctx context.Context, session *sessions.Session) {
+	_, after := accompany(ctx, s, session, 0, session.ID)
+	_ = s.do(ctx, []redis.Cmder{s.del(ctx, session.ID)}, after)
+}
+
+// forgo drops what goes with a session that is gone.
+func (s *Store) forgo(ctx context.Context, session *sessions.Session) {
+	_, after := accompany(ctx, s, session, 0, session.ID)
+	_ = s.do(ctx, after)
 }
 
 // overwrite needs XX: a key that is gone was logged out or has expired, and must
@@ -519,11 +538,11 @@ func (s *Store) replace(old []string) writer {
 			dels = append(dels, s.del(ctx, planted))
 		}
 		err := s.do(ctx, before, []redis.Cmder{once{s.set(ctx, session.ID, data, ttl)}}, dels, after)
-		if loaded.Val() > 0 {
+		indexed := !slices.ContainsFunc(before, func(c redis.Cmder) bool { return c.Err() != nil })
+		if loaded.Val() > 0 && indexed {
 			return nil
 		}
-		_, after = accompany(ctx, s, session, 0, session.ID)
-		_ = s.do(ctx, []redis.Cmder{s.del(ctx, session.ID)}, after) // nobody knows this ID; if this fails, it expires
+		s.discard(ctx, session)
 		switch {
 		case err != nil:
 			if !isReply(err) {
@@ -564,9 +583,9 @@ var accompany = func(ctx context.Context, s *Store, session *sessions.Session, t
 	return nil, nil
 }
 
-// do sends groups of commands, none of which is done unless those before it were: a
-// single server does all or none of them, in one round trip; where the keys may be
-// on several, each group waits for the one before. It returns the first error.
+// do sends groups of commands, none of which is done unless those before it were
+// accepted: to a single server as one transaction, in one round trip; where the keys
+// may be on several, each group waits for the one before. It returns the first error.
 func (s *Store) do(ctx context.Context, groups ...[]redis.Cmder) error {
 	send := s.client.Pipelined
 	if single, ok := s.client.(*redis.Client); ok {

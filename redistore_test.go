@@ -618,6 +618,7 @@ func TestFailedReadDestroysNothing(t *testing.T) {
 				s.Values["user"] = "eve" // a handler that ignores the error
 				wantErr(t, s.Save(r, w), ErrNotLoaded)
 				wantErr(t, store.Renew(r, w, s), ErrNotLoaded)
+				wantErr(t, store.Touch(r, w, s), ErrNotLoaded)
 				stripped := r.Clone(r.Context()) // by a middleware
 				stripped.Header.Del("Cookie")
 				wantErr(t, s.Save(stripped, w), ErrNotLoaded)
@@ -856,6 +857,10 @@ func TestRedisIsTheOnlyClock(t *testing.T) {
 		store, _ := srv.store(t)
 		id := idOf(t, store, login(t, store))
 		cookie := oldCookie(t, 10*365*24*time.Hour, id)
+		equal(t, "user", browser{"s": cookie}.user(t, store), "ann")
+		// Nor does taking over CookieStore's cookies, which have an age, change that.
+		store.CookieStoreUntil = srv.now().Add(time.Hour)
+		equal(t, "user", login(t, sessions.NewCookieStore(hashKey)).user(t, store), "ann")
 		equal(t, "user", browser{"s": cookie}.user(t, store), "ann")
 	})
 }
@@ -1519,8 +1524,20 @@ func TestCookieStoresSessionsAreBound(t *testing.T) {
 	if _, err := store.Get(browser{"s": old}.request(t), "s"); err == nil {
 		t.Error("a cookie older than MaxAge was taken over")
 	}
+	store.Options.MaxAge = 0
+	tooOld := oldCookie(t, 31*24*time.Hour, map[any]any{"user": "ann"})
+	if _, err := store.Get(browser{"s": tooOld}.request(t), "s"); err == nil {
+		t.Error("with MaxAge 0, a cookie of 31 days was taken over")
+	}
 	store.Options.MaxAge = 3600
 	equal(t, "user of a cookie younger than MaxAge", browser{"s": old}.user(t, store), "ann")
+	// An Update that fails leaves it as it was.
+	lock := NewLockingStore(store)
+	r = browser{"s": old}.request(t)
+	wantErr(t, lock.Update(r, w, "s", func(s *sessions.Session) error { clear(s.Values); return io.EOF }), io.EOF)
+	s, err = lock.Get(r, "s")
+	must(t, err)
+	equal(t, "Values", fmt.Sprint(s.Values), "map[user:ann]")
 	changed := []byte(old)
 	changed[len(changed)/2] ^= 1
 	if s, err := store.Get(browser{"s": string(changed)}.request(t), "s"); err == nil || !s.IsNew {

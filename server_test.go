@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -378,3 +379,56 @@ func equal[T comparable](t *testing.T, what string, got, want T) {
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+func idOf(t *testing.T, store *Store, b browser) string {
+	t.Helper()
+	ids, err := store.ids(b.request(t), "s")
+	must(t, err)
+	return ids[0]
+}
+
+// clients are of kinds that write an owned session in one transaction, or in steps.
+func (s *server) clients(t *testing.T) map[string]redis.UniversalClient {
+	auto, err := s.client(t).AutoPipeline()
+	must(t, err)
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": s.addr}, ContextTimeoutEnabled: true})
+	t.Cleanup(func() { ring.Close() })
+	return map[string]redis.UniversalClient{"Client": s.client(t), "AutoPipeliner": auto, "Ring": ring}
+}
+
+// lived returns a request that ends with the function it returns, as net/http's do
+// when the handler has returned.
+func (b browser) lived(t *testing.T) (*http.Request, context.CancelFunc) {
+	ctx, end := context.WithCancel(t.Context())
+	r := b.request(t)
+	return r.WithContext(ctx), end
+}
+
+// load loads the session "s" in a request of its own, that lasts as long as the
+// test.
+func load(t *testing.T, store sessions.Store, b browser) (*sessions.Session, *http.Request) {
+	t.Helper()
+	r, end := b.lived(t)
+	t.Cleanup(end)
+	s, err := store.Get(r, "s")
+	must(t, err)
+	return s, r
+}
+
+// free waits until no lock is left.
+func (s *server) free(t *testing.T) {
+	t.Helper()
+	eventually(t, "the lock is free", func() bool {
+		return !slices.ContainsFunc(s.keys(t), func(k string) bool { return strings.HasSuffix(k, ":lock") })
+	})
+}
+
+// eventually waits for what other goroutines are about to do.
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !done(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("not after 5 s: " + what)
+		}
+	}
+}
