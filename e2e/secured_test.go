@@ -52,7 +52,9 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 			args = append(args, r)
 		}
 		must(t, admin.Do(t.Context(), args...).Err())
-		return redis.NewClient(&redis.Options{Addr: server.Addr, Username: rule[0], Password: "password", MaxRetries: -1, ContextTimeoutEnabled: true})
+		client := redis.NewClient(&redis.Options{Addr: server.Addr, Username: rule[0], Password: "password", MaxRetries: -1, ContextTimeoutEnabled: true})
+		t.Cleanup(func() { client.Close() })
+		return client
 	}
 	lifeOfASession(t, as(rule))
 	client := as(rule)
@@ -64,7 +66,6 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 	if err := client.Get(t.Context(), "another application's").Err(); !redis.HasErrorPrefix(err, "NOPERM") {
 		t.Errorf("a key of another application: %v", err)
 	}
-	client.Close()
 
 	for i, word := range rule {
 		if !strings.HasPrefix(word, "+") || word == "+getex" {
@@ -74,7 +75,6 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 		if err := everyCommand(t, client); err == nil {
 			t.Errorf("%s is in the rule, and not needed", word)
 		}
-		client.Close()
 	}
 }
 
@@ -165,10 +165,13 @@ func TestTLS(t *testing.T) {
 	must(t, err)
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
-	lifeOfASession(t, redis.NewClient(&redis.Options{Addr: addr, TLSConfig: &tls.Config{RootCAs: pool}, ContextTimeoutEnabled: true}))
+	client := redis.NewClient(&redis.Options{Addr: addr, TLSConfig: &tls.Config{RootCAs: pool}, ContextTimeoutEnabled: true})
+	defer client.Close()
+	lifeOfASession(t, client)
 
-	stranger := redistore.New(redis.NewClient(&redis.Options{Addr: addr, TLSConfig: &tls.Config{}, MaxRetries: -1, DialerRetries: 1}), hashKey)
-	if err := stranger.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "redistore: ping: ") {
+	stranger := redis.NewClient(&redis.Options{Addr: addr, TLSConfig: &tls.Config{}, MaxRetries: -1, DialerRetries: 1})
+	defer stranger.Close()
+	if err := redistore.New(stranger, hashKey).Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "redistore: ping: ") {
 		t.Errorf("a certificate of an unknown authority: %v", err)
 	}
 }

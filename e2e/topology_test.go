@@ -22,7 +22,7 @@ func clients(t *testing.T) map[string]redis.UniversalClient {
 	auto, err := cluster.AutoPipeline()
 	must(t, err)
 	_, _, sentinels := topology.Sentinels(t)
-	return map[string]redis.UniversalClient{
+	all := map[string]redis.UniversalClient{
 		"Cluster":               cluster,
 		"Cluster, AutoPipeline": auto,
 		"Sentinel": redis.NewFailoverClient(&redis.FailoverOptions{
@@ -32,6 +32,12 @@ func clients(t *testing.T) map[string]redis.UniversalClient {
 			"one": topology.Start(t).Addr, "two": topology.Start(t).Addr,
 		}, ContextTimeoutEnabled: true}),
 	}
+	t.Cleanup(func() {
+		for _, client := range all {
+			client.Close()
+		}
+	})
+	return all
 }
 
 // get loads the session "s" in a request that ends with the function returned.
@@ -62,7 +68,6 @@ func TestTheLifeOfASession(t *testing.T) {
 }
 
 func lifeOfASession(t *testing.T, client redis.UniversalClient) {
-	defer client.Close()
 	plain := redistore.New(client, hashKey)
 	lock := redistore.NewLockingStore(plain)
 	must(t, lock.Ping(t.Context()))
@@ -139,7 +144,6 @@ func lifeOfASession(t *testing.T, client redis.UniversalClient) {
 func TestNoUpdateIsLostOnAnyTopology(t *testing.T) {
 	for name, client := range clients(t) {
 		t.Run(name, func(t *testing.T) {
-			defer client.Close()
 			b, first := browser{}, redistore.NewLockingStore(redistore.New(client, hashKey))
 			s, r, end := b.get(t, first)
 			w := httptest.NewRecorder()
