@@ -1148,8 +1148,11 @@ func TestABlackHoleDoesNotHoldARequest(t *testing.T) {
 	} {
 		wg.Go(func() {
 			start := time.Now()
-			wantErr(t, call(), context.DeadlineExceeded)
-			if took := time.Since(start); took > timeout+time.Second {
+			var timedOut net.Error // the context's deadline, or that of the connection, which is the same
+			if err := call(); !errors.As(err, &timedOut) || !timedOut.Timeout() {
+				t.Errorf("%s returned %v", name, err)
+			}
+			if took := time.Since(start); took > timeout+3*time.Second {
 				t.Errorf("%s took %v, the bound is %v", name, took, timeout)
 			}
 		})
