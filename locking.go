@@ -321,8 +321,7 @@ func (l *LockingStore) replace(old []string) writer {
 		}
 		ctx, cancel := detached(r)
 		defer cancel()
-		_, after := accompany(ctx, l.Store, session, ttl, old...)
-		_ = l.do(ctx, after) // if this fails, the index finds out by itself
+		l.forgo(ctx, session, old...)
 		for _, planted := range old[1:] {
 			_ = l.Store.remove(r, session, planted) // if this fails, it is nobody's login still
 		}
@@ -380,12 +379,13 @@ func (l *LockingStore) settle(r *http.Request, step, id, seen string, data []byt
 		return failed(step, err)
 	}
 	h.free()
-	// What stands there already is our own work if the lock was ours until then: nobody
-	// but our lost attempt can have released it. And where nothing was to be changed, it
-	// does not matter whose work it is.
-	ours := certain && time.Now().Before(h.until) || digest(data) == seen
 	switch {
-	case reply == "done" || reply == "same" && ours:
+	case reply == "done":
+		return nil
+	case reply == "same" && (certain && time.Now().Before(h.until) || digest(data) == seen):
+		// What stands there already is our own work if the lock was ours until then: nobody
+		// but our lost attempt can have released it. And where nothing was to be changed, it
+		// does not matter whose work it is.
 		return nil
 	case lost != nil: // whose doing this is cannot be told
 		return failed(step, lost)

@@ -249,7 +249,7 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 		return failed("touch", err)
 	}
 	if !expire.Val() {
-		s.forgo(ctx, session)
+		s.forgo(ctx, session, session.ID)
 		return ErrGone
 	}
 	setCookie(w, cookie)
@@ -477,7 +477,7 @@ func (s *Store) write(ctx context.Context, r *http.Request, w http.ResponseWrite
 	}
 	if err := put(ctx, r, session, data, ttl); err != nil {
 		if errors.Is(err, ErrGone) {
-			s.forgo(ctx, session)
+			s.forgo(ctx, session, session.ID)
 		}
 		return err
 	}
@@ -490,20 +490,14 @@ func (s *Store) create(ctx context.Context, _ *http.Request, session *sessions.S
 	before, _ := accompany(ctx, s, session, ttl)
 	err := s.do(ctx, before, []redis.Cmder{once{s.set(ctx, session.ID, data, ttl)}})
 	if err != nil && len(before) > 0 {
-		s.discard(ctx, session) // a transaction goes on after an error in the index
+		_ = s.erase(ctx, session, session.ID) // a transaction goes on after an error in the index
 	}
 	return unsettle(failed("save", err))
 }
 
-// discard takes back a new record. Nobody knows its ID; if this fails, it expires.
-func (s *Store) discard(ctx context.Context, session *sessions.Session) {
-	_, after := accompany(ctx, s, session, 0, session.ID)
-	_ = s.do(ctx, []redis.Cmder{s.del(ctx, session.ID)}, after)
-}
-
-// forgo drops what goes with a session that is gone.
-func (s *Store) forgo(ctx context.Context, session *sessions.Session) {
-	_, after := accompany(ctx, s, session, 0, session.ID)
+// forgo drops what goes with sessions that are gone. If this fails, it expires.
+func (s *Store) forgo(ctx context.Context, session *sessions.Session, ids ...string) {
+	_, after := accompany(ctx, s, session, 0, ids...)
 	_ = s.do(ctx, after)
 }
 
@@ -542,7 +536,7 @@ func (s *Store) replace(old []string) writer {
 		if loaded.Val() > 0 && indexed {
 			return nil
 		}
-		s.discard(ctx, session)
+		_ = s.erase(ctx, session, session.ID) // nobody knows this ID; if this fails, it expires
 		switch {
 		case err != nil:
 			if !isReply(err) {
@@ -573,8 +567,13 @@ func unsettle(err error) error {
 func (s *Store) remove(r *http.Request, session *sessions.Session, id string) error {
 	ctx, cancel := detached(r)
 	defer cancel()
+	return failed("delete", s.erase(ctx, session, id))
+}
+
+// erase deletes a record and what goes with it.
+func (s *Store) erase(ctx context.Context, session *sessions.Session, id string) error {
 	_, after := accompany(ctx, s, session, 0, id)
-	return failed("delete", s.do(ctx, []redis.Cmder{s.del(ctx, id)}, after))
+	return s.do(ctx, []redis.Cmder{s.del(ctx, id)}, after)
 }
 
 // accompany returns what has to be sent before a session is written for ttl, and

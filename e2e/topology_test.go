@@ -106,7 +106,7 @@ func lifeOfASession(t *testing.T, client redis.UniversalClient) {
 		equal(t, "user of the old cookie", user(old), "")
 
 		// Logout wins over a request that is running.
-		s, r, end = old.get(t, store)
+		s, _, end = old.get(t, store)
 		equal(t, "IsNew", s.IsNew, true)
 		end()
 		if i%3 == 0 {
