@@ -2,6 +2,7 @@ package redistore
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -121,8 +122,11 @@ func TestMain(m *testing.M) {
 // child is another process with a LockingStore. It does what the lines on its
 // standard input say, and answers each with one line.
 func child(addr string) int {
-	client := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
-	store := NewLockingStore(New(client, hashKey))
+	srv := &server{addr: addr}
+	if srv.user = os.Getenv("REDISTORE_TEST_USER"); srv.user != "" {
+		srv.tls = &tls.Config{InsecureSkipVerify: true} // the parent has looked at the certificate
+	}
+	store := NewLockingStore(New(redis.NewClient(srv.options()), hashKey))
 	if ttl, err := time.ParseDuration(os.Getenv("REDISTORE_TEST_TTL")); err == nil {
 		store.TTL = ttl
 	}
@@ -182,7 +186,7 @@ type process struct {
 func startChild(t *testing.T, srv *server, b browser, ttl time.Duration) *process {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "REDISTORE_TEST_ADDR="+srv.addr, "REDISTORE_TEST_COOKIE="+b["s"], "REDISTORE_TEST_TTL="+ttl.String())
+	cmd.Env = append(os.Environ(), "REDISTORE_TEST_ADDR="+srv.addr, "REDISTORE_TEST_USER="+srv.user, "REDISTORE_TEST_COOKIE="+b["s"], "REDISTORE_TEST_TTL="+ttl.String())
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	must(t, err)

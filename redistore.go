@@ -47,8 +47,8 @@ import (
 
 var (
 	// ErrGone is returned by Save, Renew and Touch when the session was ended
-	// (logout, expiry) while this request was running. Nothing was written and no
-	// cookie was sent: treat the user as logged out.
+	// (logout, expiry) while this request was running. Nothing of what it changed is
+	// stored and no cookie was sent: treat the user as logged out.
 	ErrGone = errors.New("redistore: the session has ended")
 
 	// ErrNotLoaded is returned by Get when Redis or the stored value could not be

@@ -1192,7 +1192,7 @@ func TestErrorsSayWhichStepFailed(t *testing.T) {
 	t.Run("NOAUTH", func(t *testing.T) {
 		t.Parallel()
 		srv := startRedis(t, "--requirepass", "secret")
-		store := New(srv.client(t), hashKey)
+		store := New(srv.client(t, func(o *redis.Options) { o.Username, o.Password = "", "" }), hashKey)
 		wantText(t, store.Save(browser{}.request(t), httptest.NewRecorder(), newSession(t, store)), "redistore: save: NOAUTH")
 	})
 	t.Run("READONLY", func(t *testing.T) {
@@ -1358,7 +1358,7 @@ func TestKeyPrefixKeepsApplicationsApart(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		one, _ := srv.store(t)
 		two, _ := srv.store(t)
-		two.KeyPrefix = "two:"
+		two.KeyPrefix += "two:"
 		b := login(t, one)
 		equal(t, "user in the other application", b.user(t, two), "")
 		s, _, _ := b.get(t, one)
@@ -1405,11 +1405,9 @@ func TestAnyClient(t *testing.T) {
 	plain := srv.client(t)
 	auto, err := plain.AutoPipeline()
 	must(t, err)
-	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": srv.addr, "b": srv.addr}})
-	defer ring.Close()
-	for name, client := range map[string]redis.UniversalClient{"AutoPipeliner": auto, "Ring": ring} {
+	for name, client := range map[string]redis.UniversalClient{"AutoPipeliner": auto, "Ring": srv.ring(t)} {
 		store := New(client, hashKey)
-		store.KeyPrefix = name
+		store.KeyPrefix += name
 		must(t, store.Ping(t.Context()))
 		b := login(t, store)
 		equal(t, name+": user", b.user(t, store), "ann")

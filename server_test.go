@@ -1,7 +1,11 @@
 package redistore
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
 	"net"
@@ -9,6 +13,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -49,6 +55,8 @@ type server struct {
 	ahead  atomic.Int64         // nanoseconds that forward has gone
 	stop   func()
 	config []string
+	user   string      // "": the default one, who may do anything
+	tls    *tls.Config // nil: none
 }
 
 func startMini(t testing.TB) *server {
@@ -56,19 +64,52 @@ func startMini(t testing.TB) *server {
 	return (&server{addr: m.Addr(), mini: m}).ready(t)
 }
 
+// redisServer is the program to start; REDISTORE_REDIS_SERVER names another than the
+// redis-server on PATH.
+func redisServer() string { return cmp.Or(os.Getenv("REDISTORE_REDIS_SERVER"), "redis-server") }
+
 // startRedis starts redis-server on a free loopback port, without persistence,
 // and ends it with the test.
 func startRedis(t *testing.T, config ...string) *server {
 	t.Helper()
-	if _, err := exec.LookPath("redis-server"); err != nil {
+	if _, err := exec.LookPath(redisServer()); err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("redis-server is not on PATH: CI tests the real thing")
+			t.Fatalf("%v: CI tests the real thing", err)
 		}
-		t.Skip("redis-server is not on PATH; to run this test too: apt-get install redis-server, or brew install redis")
+		t.Skipf("%v; to run this test too: apt-get install redis-server, or brew install redis", err)
 	}
 	s := &server{addr: freeAddr(t), config: config}
+	if os.Getenv("REDISTORE_REDIS_SECURED") != "" {
+		s.secure(t)
+	}
 	s.run(t)
 	return s.ready(t)
+}
+
+// secure lets the server speak TLS, and the stores be a user who may send no other
+// commands than the README says.
+func (s *server) secure(t *testing.T) {
+	t.Helper()
+	readme, err := os.ReadFile("README.md")
+	must(t, err)
+	rule := regexp.MustCompile(`(?m)^ACL SETUSER (\S+) (on >password .*)$`).FindStringSubmatch(string(readme))
+	s.user = rule[1]
+	web := httptest.NewTLSServer(nil) // which has a certificate for the loopback address
+	defer web.Close()
+	s.tls = web.Client().Transport.(*http.Transport).TLSClientConfig
+	key, err := x509.MarshalPKCS8PrivateKey(web.TLS.Certificates[0].PrivateKey)
+	must(t, err)
+	files := t.TempDir()
+	for name, block := range map[string]*pem.Block{
+		"cert": {Type: "CERTIFICATE", Bytes: web.Certificate().Raw}, "key": {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		must(t, os.WriteFile(filepath.Join(files, name), pem.EncodeToMemory(block), 0o600))
+	}
+	_, port, _ := net.SplitHostPort(s.addr)
+	s.config = append(s.config, "--port", "0", "--tls-port", port, "--tls-auth-clients", "no", "--tls-cert-file", filepath.Join(files, "cert"),
+		"--tls-key-file", filepath.Join(files, "key"), "--tls-ca-cert-file", filepath.Join(files, "cert"),
+		"--user", rule[1])
+	s.config = append(s.config, strings.Fields(rule[2])...)
 }
 
 // run starts the process; on a server that was stopped, again.
@@ -76,7 +117,7 @@ func (s *server) run(t *testing.T) {
 	t.Helper()
 	_, port, _ := net.SplitHostPort(s.addr)
 	args := append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir()}, s.config...)
-	cmd := exec.Command("redis-server", args...)
+	cmd := exec.Command(redisServer(), args...)
 	out := &strings.Builder{}
 	cmd.Stdout = out
 	if err := cmd.Start(); err != nil {
@@ -109,7 +150,7 @@ func (s *server) run(t *testing.T) {
 }
 
 func (s *server) ready(t testing.TB) *server {
-	s.admin = redis.NewClient(&redis.Options{Addr: s.addr, MaxRetries: -1})
+	s.admin = redis.NewClient(&redis.Options{Addr: s.addr, MaxRetries: -1, TLSConfig: s.tls})
 	t.Cleanup(func() { s.admin.Close() })
 	return s
 }
@@ -123,9 +164,27 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// client returns a client of the server, set up as the README says.
+// options are those of a client of the server, set up as the README says.
+func (s *server) options() *redis.Options {
+	o := &redis.Options{Addr: s.addr, ContextTimeoutEnabled: true, TLSConfig: s.tls}
+	if s.user != "" {
+		o.Username, o.Password = s.user, "password"
+	}
+	return o
+}
+
+// ring returns a Ring that is twice the same server.
+func (s *server) ring(t testing.TB) *redis.Ring {
+	o := s.options()
+	c := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": s.addr, "b": s.addr},
+		Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig, ContextTimeoutEnabled: true})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// client returns a client of the server.
 func (s *server) client(t testing.TB, change ...func(*redis.Options)) *redis.Client {
-	o := &redis.Options{Addr: s.addr, ContextTimeoutEnabled: true}
+	o := s.options()
 	for _, c := range change {
 		c(o)
 	}
@@ -391,9 +450,7 @@ func idOf(t *testing.T, store *Store, b browser) string {
 func (s *server) clients(t *testing.T) map[string]redis.UniversalClient {
 	auto, err := s.client(t).AutoPipeline()
 	must(t, err)
-	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": s.addr}, ContextTimeoutEnabled: true})
-	t.Cleanup(func() { ring.Close() })
-	return map[string]redis.UniversalClient{"Client": s.client(t), "AutoPipeliner": auto, "Ring": ring}
+	return map[string]redis.UniversalClient{"Client": s.client(t), "AutoPipeliner": auto, "Ring": s.ring(t)}
 }
 
 // lived returns a request that ends with the function it returns, as net/http's do

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -18,10 +19,10 @@ import (
 
 // clients returns one of each kind, on a topology of its own.
 func clients(t *testing.T) map[string]redis.UniversalClient {
-	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: topology.Addrs(topology.Cluster(t, 3)), ContextTimeoutEnabled: true})
+	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: topology.Addrs(topology.Cluster(t, 3, 1)), ContextTimeoutEnabled: true})
 	auto, err := cluster.AutoPipeline()
 	must(t, err)
-	_, _, sentinels := topology.Sentinels(t)
+	_, sentinels := topology.Sentinels(t, 1)
 	all := map[string]redis.UniversalClient{
 		"Cluster":               cluster,
 		"Cluster, AutoPipeline": auto,
@@ -184,7 +185,7 @@ func TestNoUpdateIsLostOnAnyTopology(t *testing.T) {
 // TestAFailoverNeedsNoRestart kills the primary: the same store goes on with the
 // replica that the Sentinels promote, and the session that was replicated is there.
 func TestAFailoverNeedsNoRestart(t *testing.T) {
-	primary, replica, sentinels := topology.Sentinels(t)
+	nodes, sentinels := topology.Sentinels(t, 1)
 	client := redis.NewFailoverClient(&redis.FailoverOptions{
 		MasterName: topology.MasterName, SentinelAddrs: topology.Addrs(sentinels), ContextTimeoutEnabled: true,
 	})
@@ -197,10 +198,10 @@ func TestAFailoverNeedsNoRestart(t *testing.T) {
 	must(t, s.Save(r, w))
 	b.keep(w)
 	end()
-	c := replica.Client()
+	c := nodes[1].Client()
 	topology.Wait(t, "the session is replicated", func() error { return c.Get(t.Context(), "session_"+s.ID).Err() })
 
-	primary.Kill()
+	nodes[0].Kill()
 	start := time.Now()
 	topology.Wait(t, "the session can be changed again", func() error {
 		r := httptest.NewRequest("GET", "/", nil)
@@ -217,4 +218,65 @@ func TestAFailoverNeedsNoRestart(t *testing.T) {
 	s, _, end = b.get(t, store.Store)
 	end()
 	equal(t, "values", []any{s.Values["user"], s.Values["n"]}, []any{"ann", 1})
+}
+
+// TestAShardThatIsDownKeepsItsSessions is why the README asks for a HeartbeatFn: by
+// default a Ring moves the keys of a shard that is down to the others, where a logout
+// finds nothing to delete, and moves them back later.
+func TestAShardThatIsDownKeepsItsSessions(t *testing.T) {
+	for name, keeps := range map[string]bool{"by default": false, "as the README has it": true} {
+		t.Run(name, func(t *testing.T) {
+			nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
+			options := &redis.RingOptions{
+				Addrs:                 map[string]string{"one": nodes[0].Addr, "two": nodes[1].Addr},
+				HeartbeatFrequency:    10 * time.Millisecond,
+				ContextTimeoutEnabled: true,
+			}
+			if keeps {
+				options.HeartbeatFn = func(context.Context, *redis.Client) bool { return true }
+			}
+			ring := redis.NewRing(options)
+			defer ring.Close()
+			store := redistore.New(ring, hashKey)
+			b := browser{}
+			s, r, end := b.get(t, store)
+			defer end()
+			w := httptest.NewRecorder()
+			must(t, s.Save(r, w))
+			b.keep(w)
+			shard := nodes[0]
+			if nodes[1].Client().Exists(t.Context(), "session_"+s.ID).Val() == 1 {
+				shard = nodes[1]
+			}
+
+			shard.Kill()
+			if !keeps {
+				topology.Wait(t, "the Ring gives up the shard", shards(ring, 1))
+			}
+			r, w = httptest.NewRequest("GET", "/", nil), httptest.NewRecorder()
+			r.AddCookie(&http.Cookie{Name: "s", Value: b["s"]})
+			s, _ = store.Get(r, "s")
+			s.Options.MaxAge = -1
+			told := s.Save(r, w)
+			shard.Restart()
+			topology.Wait(t, "the Ring has both shards", shards(ring, 2))
+			s, _, end = b.get(t, store)
+			defer end()
+			if s.IsNew {
+				t.Error("the session is gone, although its server was down at the logout")
+			}
+			if (told != nil) != keeps {
+				t.Errorf("the logout, which did not reach the session: %v", told)
+			}
+		})
+	}
+}
+
+func shards(ring *redis.Ring, want int) func() error {
+	return func() error {
+		if n := ring.Len(); n != want {
+			return fmt.Errorf("%d shards", n)
+		}
+		return nil
+	}
 }

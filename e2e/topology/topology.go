@@ -53,13 +53,21 @@ func Start(t testing.TB, args ...string) *Node {
 	t.Helper()
 	n := &Node{Addr: freeAddr(t), t: t}
 	_, port, _ := net.SplitHostPort(n.Addr)
-	n.args = append(args, "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no")
+	ours := []string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no"}
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") { // a file has to come first
+		ours, args = append(args[:1:1], ours...), args[1:]
+	}
+	n.args = append(ours, args...) // the last word counts
 	n.Restart()
 	t.Cleanup(n.Kill)
 	return n
 }
 
-// Restart starts the process again, empty, after Kill.
+// Durable are the arguments of a node that keeps what it has acknowledged when it is
+// killed and started again.
+var Durable = []string{"--appendonly", "yes", "--appendfsync", "always"}
+
+// Restart starts the process again after Kill: empty, unless it is Durable.
 func (n *Node) Restart() {
 	n.t.Helper()
 	out := &output{}
@@ -104,32 +112,63 @@ func (n *Node) Client() *redis.Client {
 	return c
 }
 
-// Cluster starts a Cluster of that many primaries and returns its nodes.
-func Cluster(t testing.TB, primaries int) []*Node {
+// Cluster starts a Cluster of that many primaries, and as many replicas for each, and
+// returns its nodes: the primaries, then the replicas of the first, and so on.
+func Cluster(t testing.TB, primaries, replicas int, args ...string) []*Node {
 	t.Helper()
 	ctx := context.Background()
+	args = append([]string{"--cluster-enabled", "yes", "--cluster-node-timeout", "1000"}, args...)
 	var nodes []*Node
-	for range primaries {
-		nodes = append(nodes, Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000"))
+	for range primaries * (1 + replicas) {
+		nodes = append(nodes, Start(t, args...))
 	}
-	const slots = 16384
+	host, port, _ := net.SplitHostPort(nodes[0].Addr)
+	var ids []string
 	for i, n := range nodes {
 		c := n.Client()
-		must(t, c.ClusterAddSlotsRange(ctx, i*slots/primaries, (i+1)*slots/primaries-1).Err())
-		host, port, _ := net.SplitHostPort(nodes[0].Addr)
+		if i < primaries {
+			must(t, c.ClusterAddSlotsRange(ctx, i*slots/primaries, (i+1)*slots/primaries-1).Err())
+		}
+		// So that no two start from the same epoch.
+		must(t, c.Do(ctx, "cluster", "set-config-epoch", i+1).Err())
 		must(t, c.ClusterMeet(ctx, host, port).Err())
+		id, err := c.ClusterMyID(ctx).Result()
+		must(t, err)
+		ids = append(ids, id)
 	}
-	for _, n := range nodes {
+	known := fmt.Sprintf("cluster_known_nodes:%d", len(nodes))
+	for i, n := range nodes {
 		c := n.Client()
-		Wait(t, "the cluster knows all of its slots", func() error {
-			info, err := c.ClusterInfo(ctx).Result()
-			if err == nil && (!strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", primaries))) {
-				return fmt.Errorf("%s", info)
-			}
-			return err
-		})
+		Wait(t, "the cluster knows its nodes", says(ctx, c.ClusterInfo, known))
+		if i >= primaries {
+			must(t, c.ClusterReplicate(ctx, ids[(i-primaries)/replicas]).Err())
+		}
+	}
+	for i, n := range nodes {
+		c := n.Client()
+		Wait(t, "the cluster knows all of its slots", says(ctx, c.ClusterInfo, "cluster_state:ok"))
+		if i >= primaries {
+			Wait(t, "the replica is in sync", says(ctx, replication(c), "master_link_status:up"))
+		}
 	}
 	return nodes
+}
+
+const slots = 16384 // of a Cluster
+
+// says returns an error until the answer contains text.
+func says(ctx context.Context, ask func(context.Context) *redis.StringCmd, text string) func() error {
+	return func() error {
+		answer, err := ask(ctx).Result()
+		if err == nil && !strings.Contains(answer, text) {
+			return fmt.Errorf("%s", answer)
+		}
+		return err
+	}
+}
+
+func replication(c *redis.Client) func(context.Context) *redis.StringCmd {
+	return func(ctx context.Context) *redis.StringCmd { return c.Info(ctx, "replication") }
 }
 
 // Addrs returns the addresses of nodes.
@@ -143,53 +182,52 @@ func Addrs(nodes []*Node) (addrs []string) {
 // MasterName is what the Sentinels call the primary.
 const MasterName = "mymaster"
 
-// Sentinels starts a primary with a replica under three Sentinels, which hold an
-// election after half a second.
-func Sentinels(t testing.TB) (primary, replica *Node, sentinels []*Node) {
+// Sentinels starts a primary with replicas under three Sentinels, which hold an
+// election after half a second. The first of nodes is the primary.
+func Sentinels(t testing.TB, replicas int, args ...string) (nodes, sentinels []*Node) {
 	t.Helper()
 	ctx := context.Background()
-	primary = Start(t)
-	host, port, _ := net.SplitHostPort(primary.Addr)
-	replica = Start(t, "--replicaof", host+" "+port)
-	c := replica.Client()
-	Wait(t, "the replica is in sync", func() error {
-		info, err := c.Info(ctx, "replication").Result()
-		if err == nil && !strings.Contains(info, "master_link_status:up") {
-			return fmt.Errorf("%s", info)
-		}
-		return err
-	})
+	nodes = []*Node{Start(t, args...)}
+	host, port, _ := net.SplitHostPort(nodes[0].Addr)
+	for range replicas {
+		replica := Start(t, append([]string{"--replicaof", host + " " + port}, args...)...)
+		Wait(t, "the replica is in sync", says(ctx, replication(replica.Client()), "master_link_status:up"))
+		nodes = append(nodes, replica)
+	}
 	for i := range 3 {
 		conf := filepath.Join(t.TempDir(), fmt.Sprintf("sentinel%d.conf", i))
 		must(t, os.WriteFile(conf, fmt.Appendf(nil, `sentinel monitor %[1]s %s %s 2
 sentinel down-after-milliseconds %[1]s 500
 sentinel failover-timeout %[1]s 5000
 `, MasterName, host, port), 0o600))
-		sentinels = append(sentinels, Start(t, conf, "--sentinel"))
+		s := Start(t, conf, "--sentinel")
+		// Ten times as fast as by default to see what became of a server.
+		must(t, s.Client().Do(ctx, "sentinel", "debug", "info-period", 1000, "publish-period", 200, "ask-period", 100).Err())
+		sentinels = append(sentinels, s)
 	}
 	for _, s := range sentinels {
 		c := s.Client()
-		Wait(t, "the Sentinels know each other and the replica", func() error {
+		Wait(t, "the Sentinels know each other and the replicas", func() error {
 			m, err := redis.NewSentinelClient(c.Options()).Master(ctx, MasterName).Result()
-			if err == nil && (m["num-other-sentinels"] != "2" || m["num-slaves"] != "1") {
+			if err == nil && (m["num-other-sentinels"] != "2" || m["num-slaves"] != fmt.Sprint(replicas)) {
 				return fmt.Errorf("%v", m)
 			}
 			return err
 		})
 	}
-	return primary, replica, sentinels
+	return nodes, sentinels
 }
 
-// Wait waits until ready returns no error, for 30 seconds.
+// Wait waits until ready returns no error, for 90 seconds.
 func Wait(t testing.TB, what string, ready func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		err := ready()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not after 30 s: %s: %v", what, err)
+			t.Fatalf("not after 90 s: %s: %v", what, err)
 		}
 	}
 }

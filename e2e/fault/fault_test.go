@@ -1,0 +1,651 @@
+// Package fault proves what redistore promises while Redis, the network and the
+// application's own servers fail: several processes change a few hundred sessions, all
+// that they see is recorded, and each session's history is checked.
+//
+//	go test ./fault                                 # two minutes: a fixed seed and a random one
+//	go test ./fault -v -run UnderFault -seed 42     # as it was
+//	go test ./fault -v -run UnderFault -for 1h -timeout 2h
+package fault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore"
+	"github.com/redistore/redistore/e2e/topology"
+)
+
+var (
+	each = flag.Duration("each", 5*time.Second, "how long one topology is put under fault in one round")
+	all  = flag.Duration("for", 0, "go on with rounds of random seeds for so long; 0: one with a fixed seed and one with a random one")
+	seed = flag.Uint64("seed", 0, "one round with this seed")
+	only = flag.String("only", "", "faults whose name contains this")
+)
+
+const workers = 3
+
+// TestUnderFault is the proof.
+func TestUnderFault(t *testing.T) {
+	seeds := []uint64{1, rand.Uint64N(1e9)}
+	if *seed != 0 {
+		seeds = []uint64{*seed}
+	}
+	redis.SetLogger(silent{})
+	rows := map[string]*row{}
+	start := time.Now()
+	for round := 0; round < len(seeds) && !t.Failed(); round++ {
+		for _, kind := range sites {
+			t.Run(fmt.Sprintf("%s, seed %d", kind.name, seeds[round]), func(t *testing.T) {
+				s := kind.build(t)
+				x := run(t, s, ours, seeds[round], s.length, s.faults)
+				x.verify(t)
+				if rows[kind.name] == nil {
+					rows[kind.name] = &row{}
+				}
+				rows[kind.name].add(x)
+			})
+		}
+		if round == len(seeds)-1 && time.Since(start) < *all {
+			seeds = append(seeds, rand.Uint64N(1e9))
+		}
+	}
+	publish(t, rows)
+}
+
+// TestTheCheckerCatches shows that the checks can fail: stores that lose updates are
+// caught.
+func TestTheCheckerCatches(t *testing.T) {
+	t.Run(rival, func(t *testing.T) {
+		r := run(t, single(t), rival, 1, time.Second, nil)
+		if r.verdict.lost == 0 || len(r.verdict.illegal) == 0 {
+			t.Errorf("boj/redistore loses updates, and the checker found %d and %d histories that no order explains", r.verdict.lost, len(r.verdict.illegal))
+		}
+		t.Logf("%d calls, %d of %d increments lost", r.verdict.calls, r.verdict.lost, r.verdict.increments)
+	})
+	t.Run(noCompare, func(t *testing.T) {
+		s := single(t)
+		for attempt := range uint64(10) {
+			r := run(t, s, noCompare, attempt, 3*time.Second, []fault{pauseClient})
+			if r.verdict.lost > 0 && len(r.verdict.illegal) > 0 {
+				t.Logf("%d calls, %d of %d increments lost", r.verdict.calls, r.verdict.lost, r.verdict.increments)
+				return
+			}
+		}
+		t.Error("a store that does not compare overwrites what others saved, and the checker has not noticed")
+	})
+}
+
+// A site is a topology with proxies in front of its servers.
+type site struct {
+	clients   clients
+	nodes     []*topology.Node
+	sentinels []*topology.Node
+	proxies   []*proxy
+	faults    []fault
+	evicts    bool
+	padding   int           // bytes in each session
+	length    time.Duration // of a trial
+	healthy   func() error  // that all of its servers are back in their roles
+}
+
+// sites are all of them.
+var sites = []struct {
+	name  string
+	build func(t *testing.T) *site
+}{
+	{"one server", single},
+	{"Sentinel", func(t *testing.T) *site { return sentinel(t) }},
+	{"Sentinel, min-replicas-to-write 2", func(t *testing.T) *site {
+		return sentinel(t, "--min-replicas-to-write", "2", "--min-replicas-max-lag", "1")
+	}},
+	{"Cluster of 3 and 3", cluster},
+	{"Ring of 2", ring},
+	{"one server, evicting", evicting},
+}
+
+func newSite(t *testing.T, kind string, nodes []*topology.Node, addrs []string, faults ...fault) *site {
+	s := &site{nodes: nodes, padding: 400, length: *each, faults: slices.Concat(onAny, faults), healthy: func() error { return nil }}
+	s.clients = clients{Kind: kind, Addrs: addrs, Via: map[string]string{}}
+	for _, n := range nodes {
+		p := newProxy(t, n.Addr)
+		s.proxies = append(s.proxies, p)
+		s.clients.Via[n.Addr] = p.Listen
+	}
+	return s
+}
+
+func single(t *testing.T) *site {
+	n := topology.Start(t, topology.Durable...)
+	return newSite(t, "single", []*topology.Node{n}, []string{n.Addr}, killServer, pauseServer)
+}
+
+// evicting is a server that drops sessions to make room.
+func evicting(t *testing.T) *site {
+	n := topology.Start(t, "--maxmemory-policy", "allkeys-lru")
+	used, err := direct(n).InfoMap(context.Background(), "memory").Result()
+	must(t, err)
+	var bytes int
+	_, err = fmt.Sscan(used["Memory"]["used_memory"], &bytes)
+	must(t, err)
+	must(t, direct(n).ConfigSet(context.Background(), "maxmemory", fmt.Sprint(bytes+3_000_000)).Err())
+	s := newSite(t, "single", []*topology.Node{n}, []string{n.Addr})
+	s.faults = []fault{flushScripts, pauseClient, killClient, pauseServer}
+	s.evicts, s.padding = true, 20_000
+	return s
+}
+
+func ring(t *testing.T) *site {
+	nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
+	return newSite(t, "ring", nodes, topology.Addrs(nodes), killServer, pauseServer)
+}
+
+func sentinel(t *testing.T, args ...string) *site {
+	nodes, sentinels := topology.Sentinels(t, 2, append(args, topology.Durable...)...)
+	s := newSite(t, "sentinel", nodes, topology.Addrs(sentinels), askSentinel, killPrimary, pausePrimary, cutReplicas)
+	s.sentinels, s.length = sentinels, 2**each // a failover takes its time
+	s.healthy = func() error {
+		primary, err := s.primary()
+		if err != nil {
+			return err
+		}
+		if err := inRoles(nodes, map[string]int{primary.Addr: 2}); err != nil {
+			return fmt.Errorf("the primary should be %s: %w", primary.Addr, err)
+		}
+		return nil
+	}
+	return s
+}
+
+func cluster(t *testing.T) *site {
+	nodes := topology.Cluster(t, 3, 1, topology.Durable...)
+	s := newSite(t, "cluster", nodes, topology.Addrs(nodes), askReplica, killPrimary, pausePrimary, moveSlots)
+	s.length = 2 * *each
+	s.healthy = func() error {
+		for _, n := range nodes {
+			info, err := direct(n).ClusterInfo(context.Background()).Result()
+			if err != nil {
+				return err
+			}
+			for _, want := range []string{"cluster_state:ok", "cluster_slots_pfail:0", "cluster_slots_fail:0"} {
+				if !strings.Contains(info, want) {
+					return errors.New(info)
+				}
+			}
+		}
+		primaries := map[string]int{}
+		for _, n := range nodes {
+			if role(n) == "master" {
+				primaries[n.Addr] = 1
+			}
+		}
+		if len(primaries) != 3 {
+			return fmt.Errorf("%d primaries", len(primaries))
+		}
+		return inRoles(nodes, primaries)
+	}
+	return s
+}
+
+// inRoles returns an error unless exactly these nodes are primaries, with so many
+// replicas each, and all others follow.
+func inRoles(nodes []*topology.Node, primaries map[string]int) error {
+	for _, n := range nodes {
+		info, err := direct(n).Info(context.Background(), "replication").Result()
+		if err != nil {
+			return err
+		}
+		want := []string{"role:slave", "master_link_status:up"}
+		if replicas, ok := primaries[n.Addr]; ok {
+			want = []string{"role:master", fmt.Sprintf("connected_slaves:%d", replicas)}
+			for i := range replicas {
+				want = append(want, fmt.Sprintf("slave%d:", i))
+			}
+			if strings.Count(info, "state=online") != replicas {
+				return errors.New(info)
+			}
+		}
+		for _, w := range want {
+			if !strings.Contains(info, w) {
+				return fmt.Errorf("%s: no %s in %s", n.Addr, w, info)
+			}
+		}
+	}
+	return nil
+}
+
+func role(n *topology.Node) string {
+	info, _ := direct(n).Info(context.Background(), "replication").Result()
+	if strings.Contains(info, "role:master") {
+		return "master"
+	}
+	return "slave"
+}
+
+// primary is the server that all Sentinels name.
+func (s *site) primary() (*topology.Node, error) {
+	var named []string
+	for _, n := range s.sentinels {
+		c := redis.NewSentinelClient(&redis.Options{Addr: n.Addr})
+		addr, err := c.GetMasterAddrByName(context.Background(), topology.MasterName).Result()
+		c.Close()
+		if err != nil {
+			return nil, err
+		}
+		named = append(named, net.JoinHostPort(addr[0], addr[1]))
+	}
+	if len(slices.Compact(slices.Clone(named))) != 1 {
+		return nil, fmt.Errorf("the Sentinels name %v", named)
+	}
+	i := slices.IndexFunc(s.nodes, func(n *topology.Node) bool { return n.Addr == named[0] })
+	return s.nodes[i], nil
+}
+
+// primaries are the servers that take writes.
+func (s *site) primaries() (list []*topology.Node) {
+	for _, n := range s.nodes {
+		if role(n) == "master" {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+// roles names the servers that take writes.
+func (s *site) roles() string { return fmt.Sprint(topology.Addrs(s.primaries())) }
+
+// direct is a client that goes past the proxies, one for each node.
+func direct(n *topology.Node) *redis.Client {
+	c, ok := directs.Load(n)
+	if !ok {
+		c, _ = directs.LoadOrStore(n, redis.NewClient(&redis.Options{Addr: n.Addr, MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: time.Second}))
+	}
+	return c.(*redis.Client)
+}
+
+var directs sync.Map
+
+// A trial is one run of the workload on a site.
+type trial struct {
+	t      *testing.T
+	site   *site
+	rng    *rand.Rand
+	store  string
+	seed   uint64
+	shared string
+	logs   string
+	crew   []*member // that are at work
+	all    []*member
+	faults map[string]int
+	told   []string // what was done when
+
+	primaries string // as they were watched last
+	watched   int64
+	begun     int64 // when the last fault was over
+
+	history history
+	verdict *verdict
+}
+
+// A member of the crew is a worker's process.
+type member struct {
+	number int
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	said   *strings.Builder
+	log    string
+	paused []window
+	killed bool
+}
+
+// run puts a store under load and faults, and returns what came of it.
+func run(t *testing.T, s *site, store string, seed uint64, length time.Duration, faults []fault) *trial {
+	t.Helper()
+	x := &trial{t: t, site: s, store: store, seed: seed, rng: rand.New(rand.NewPCG(seed, uint64(len(s.nodes)))),
+		shared: t.TempDir(), logs: t.TempDir(), faults: map[string]int{}}
+	x.history.evicts = s.evicts
+	for range workers {
+		x.hire()
+	}
+	defer x.fireAll()
+	x.watch()
+	start := time.Now()
+	faults = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !strings.Contains(f.name, *only) })
+	bag := []fault(nil)
+	for time.Since(start) < length {
+		x.calm(100*time.Millisecond, 400*time.Millisecond)
+		if len(faults) == 0 {
+			continue
+		}
+		if len(bag) == 0 { // each once, in any order
+			bag = slices.Clone(faults)
+			x.rng.Shuffle(len(bag), func(i, j int) { bag[i], bag[j] = bag[j], bag[i] })
+		}
+		f := bag[0]
+		bag = bag[1:]
+		x.faults[f.name]++
+		x.watch() // a machine that is busy may fail over by itself
+		f.do(x)
+		topology.Wait(t, "all servers are back in their roles after "+f.name, s.healthy)
+		x.told = append(x.told, fmt.Sprintf("%s, until %d", f.name, now()))
+		if f.handsOver {
+			x.watched, x.primaries = now(), s.roles()
+		}
+		x.watch()
+	}
+	x.watch()
+	x.begun = now()
+	x.calm(time.Second, time.Second)
+	x.dismiss()
+	x.collect()
+	x.cleanUp()
+	x.verdict = x.history.check()
+	x.times()
+	return x
+}
+
+// watch notes a failover since it last looked.
+func (x *trial) watch() {
+	primaries := x.site.roles()
+	if x.primaries != primaries && x.primaries != "" {
+		x.history.windows = append(x.history.windows, window{x.watched, now()})
+	}
+	x.primaries, x.watched = primaries, now()
+}
+
+func (x *trial) calm(from, to time.Duration) {
+	time.Sleep(from + time.Duration(x.rng.Int64N(int64(to-from)+1)))
+}
+
+// hire starts a worker.
+func (x *trial) hire() {
+	x.t.Helper()
+	m := &member{number: len(x.all), said: &strings.Builder{}}
+	m.log = filepath.Join(x.logs, fmt.Sprint(m.number))
+	text, err := json.Marshal(job{Worker: m.number, Log: m.log, Shared: x.shared, Seed: x.seed, Store: x.store, Padding: x.site.padding, Clients: x.site.clients})
+	must(x.t, err)
+	exe, err := os.Executable()
+	must(x.t, err)
+	m.cmd = exec.Command(exe)
+	m.cmd.Env = append(os.Environ(), jobVariable+"="+string(text))
+	m.cmd.Stderr = m.said
+	m.stdin, err = m.cmd.StdinPipe()
+	must(x.t, err)
+	must(x.t, m.cmd.Start())
+	x.crew, x.all = append(x.crew, m), append(x.all, m)
+}
+
+// fireAll ends the workers that are left after a failure.
+func (x *trial) fireAll() {
+	for _, m := range x.crew {
+		m.cmd.Process.Kill()
+		m.cmd.Wait()
+	}
+	x.crew = nil
+}
+
+// dismiss lets the workers finish what they are at.
+func (x *trial) dismiss() {
+	x.t.Helper()
+	for _, m := range x.crew {
+		m.stdin.Close()
+	}
+	for _, m := range x.crew {
+		late := time.AfterFunc(longest+5*time.Second, func() { m.cmd.Process.Signal(syscall.SIGQUIT) })
+		if err := m.cmd.Wait(); err != nil {
+			x.t.Errorf("worker %d: %v\n%.3000s", m.number, err, m.said)
+		}
+		late.Stop()
+	}
+	x.crew = nil
+}
+
+// collect reads what the workers saw, and then every session.
+func (x *trial) collect() {
+	x.t.Helper()
+	var files []string
+	for _, m := range x.all {
+		files = append(files, m.log)
+	}
+	ops, err := readLogs(files)
+	must(x.t, err)
+	client := clients{Kind: x.site.clients.Kind, Addrs: x.site.clients.Addrs}.open()
+	defer client.Close()
+	store := redistore.New(client, key)
+	for _, o := range slices.Clone(ops) {
+		if o.New == "" || o.Out != done {
+			continue
+		}
+		last := &op{Worker: coordinator, Start: now(), Do: read, ID: o.New, Owner: o.Owner, Value: unseen, Out: gone}
+		r := httptest.NewRequest("GET", "/", nil)
+		r.AddCookie(cookie(o.New))
+		s, err := store.Get(r, "s")
+		must(x.t, err)
+		if !s.IsNew {
+			last.Out, last.Value = done, s.Values["n"].(int)
+		}
+		last.End = now()
+		ops = append(ops, last)
+	}
+	x.history.ops = ops
+}
+
+// cleanUp waits for what must not outlive its use: locks, and index entries without a
+// session.
+func (x *trial) cleanUp() {
+	x.t.Helper()
+	ctx := context.Background()
+	start := time.Now()
+	topology.Wait(x.t, "every lock is released or has run out", func() error {
+		for _, n := range x.site.primaries() {
+			keys, err := direct(n).Keys(ctx, "*:lock").Result()
+			if err != nil || len(keys) > 0 {
+				return fmt.Errorf("%d locks are left: %v %w", len(keys), keys, err)
+			}
+		}
+		return nil
+	})
+	if took := time.Since(start); took > lease+2*time.Second {
+		x.t.Errorf("locks were left for %v, TTL is %v", took, lease)
+	}
+	if x.store == rival {
+		return
+	}
+	client := clients{Kind: x.site.clients.Kind, Addrs: x.site.clients.Addrs}.open()
+	defer client.Close()
+	store := redistore.New(client, key)
+	for i := range owners {
+		list, err := store.Sessions(ctx, fmt.Sprint("owner", i)) // which prunes the index
+		must(x.t, err)
+		_ = list
+	}
+	for _, n := range x.site.primaries() {
+		keys, err := direct(n).Keys(ctx, "session_owner:*").Result()
+		must(x.t, err)
+		for _, k := range keys {
+			if ttl := direct(n).TTL(ctx, k).Val(); ttl <= 0 || ttl > 31*24*time.Hour {
+				x.t.Errorf("the index %s expires in %v", k, ttl)
+			}
+			for _, entry := range direct(n).ZRangeWithScores(ctx, k, 0, -1).Val() {
+				id := entry.Member.(string)
+				alive, err := client.Exists(ctx, "session_"+id).Result()
+				must(x.t, err)
+				if pending := entry.Score != float64(int64(entry.Score)); alive == 0 && !pending {
+					x.t.Errorf("the index lists %s, which is no session", id)
+				}
+			}
+		}
+	}
+}
+
+// times finds the longest call and the longest outage, without the pauses of the
+// caller's own process.
+func (x *trial) times() {
+	last := map[[2]int]int64{}
+	for _, o := range x.history.ops {
+		if o.Worker == coordinator {
+			continue
+		}
+		m := x.all[o.Worker]
+		if o.End == 0 {
+			if !m.killed {
+				x.t.Errorf("a call never ended: %+v", o)
+			}
+			continue
+		}
+		x.verdict.longestCall = max(x.verdict.longestCall, m.awake(o.Start, o.End))
+		if o.Out == done || o.Out == gone {
+			who := [2]int{o.Worker, o.Caller}
+			if before, ok := last[who]; ok {
+				x.verdict.longestOutage = max(x.verdict.longestOutage, m.awake(before, o.End))
+			}
+			last[who] = o.End
+		}
+	}
+	for _, m := range x.all {
+		for n := range callers {
+			if !m.killed && last[[2]int{m.number, n}] < x.begun {
+				x.t.Errorf("caller %d of worker %d had no success after the last fault: it would need a restart", n, m.number)
+			}
+		}
+	}
+}
+
+// awake is how much of a time the process was not stopped.
+func (m *member) awake(from, to int64) time.Duration {
+	length := to - from
+	for _, p := range m.paused {
+		length -= max(0, min(to, p.end)-max(from, p.start))
+	}
+	return time.Duration(length)
+}
+
+// longest is the bound of a call: to wait for a session, and then twice the store's
+// own 5 seconds.
+const longest = patience + 10*time.Second
+
+// verify fails the test where a promise was broken.
+func (x *trial) verify(t *testing.T) {
+	t.Helper()
+	v := x.verdict
+	for _, b := range v.broken {
+		t.Error(b)
+	}
+	for i, h := range v.illegal {
+		if i == 3 {
+			t.Errorf("… and %d more", len(v.illegal)-i)
+			break
+		}
+		t.Errorf("no order explains this history:\n%.6000s", h)
+	}
+	if v.undecided > 0 {
+		t.Errorf("%d histories could not be decided in time", v.undecided)
+	}
+	if v.longestCall > longest {
+		t.Errorf("a call took %v, its bound is %v", v.longestCall, longest)
+	}
+	if v.oldestLost > time.Second { // which is how far a replica may lag
+		t.Errorf("an update was lost that was acknowledged %v before the failover", v.oldestLost)
+	}
+	if v.doubled > 0 {
+		t.Errorf("%d increments were done twice", v.doubled)
+	}
+	if len(x.history.windows) == 0 && (v.lost > 0 || !x.site.evicts && v.resurrected > 0) {
+		t.Errorf("%d acknowledged increments were lost, %d ended sessions are back", v.lost, v.resurrected)
+	}
+	if v.calls-v.failed < 100 {
+		t.Errorf("only %d of %d calls succeeded: this shows nothing", v.calls-v.failed, v.calls)
+	}
+	if t.Failed() {
+		t.Log(strings.Join(x.told, "\n"))
+	}
+	t.Logf("%+v", v)
+}
+
+// A row is what all rounds of a site add up to.
+type row struct {
+	rounds    int
+	v         verdict
+	faults    map[string]int
+	failovers int
+}
+
+func (r *row) add(x *trial) {
+	v := x.verdict
+	r.rounds++
+	r.v.calls += v.calls
+	r.v.failed += v.failed
+	r.v.increments += v.increments
+	r.v.lost += v.lost
+	r.v.doubled += v.doubled
+	r.v.resurrected += v.resurrected
+	r.v.sessions += v.sessions
+	r.v.ended += v.ended
+	r.v.oldestLost = max(r.v.oldestLost, v.oldestLost)
+	r.v.longestCall = max(r.v.longestCall, v.longestCall)
+	r.v.longestOutage = max(r.v.longestOutage, v.longestOutage)
+	r.failovers += len(x.history.windows)
+	if r.faults == nil {
+		r.faults = map[string]int{}
+	}
+	for name, n := range x.faults {
+		r.faults[name] += n
+	}
+}
+
+// publish prints the table, and writes it where .ci/run looks for it.
+func publish(t *testing.T, rows map[string]*row) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "redistore under fault, %s, %s\n", version(t), time.Now().Format(time.DateOnly))
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "topology\tcalls\tfailed\tsessions\tended\tincrements\tlost\tdoubled\tresurrected\tlongest outage\tfaults")
+	for _, name := range slices.Sorted(maps.Keys(rows)) {
+		r := rows[name]
+		var faults []string
+		for _, f := range slices.Sorted(maps.Keys(r.faults)) {
+			faults = append(faults, fmt.Sprintf("%d %s", r.faults[f], f))
+		}
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%v\t%s\n", name, r.v.calls, r.v.failed, r.v.sessions, r.v.ended, r.v.increments,
+			r.v.lost, r.v.doubled, r.v.resurrected, r.v.longestOutage.Round(10*time.Millisecond), strings.Join(faults, ", "))
+	}
+	w.Flush()
+	t.Log("\n" + b.String())
+	if dir := os.Getenv("REDISTORE_TABLES"); dir != "" {
+		must(t, os.WriteFile(filepath.Join(dir, "fault.txt"), []byte(b.String()), 0o600))
+	}
+}
+
+// version is what the servers call themselves.
+func version(t *testing.T) string {
+	out, err := exec.Command(topology.Server(t), "--version").Output()
+	must(t, err)
+	name, rest, _ := strings.Cut(string(out), " v=")
+	version, _, _ := strings.Cut(rest, " ")
+	return name + " " + version
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

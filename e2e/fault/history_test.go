@@ -1,0 +1,404 @@
+package fault
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"golang.org/x/sys/unix"
+)
+
+// An op is one call of a worker. Times are nanoseconds of a clock that all processes
+// of this machine share.
+type op struct {
+	Worker, Caller int
+	Op             int64
+	Start, End     int64  // End is 0 if the process was killed first
+	Do             string // login, increment, set, read, touch, renew, "renew, locked", logout, revoke, list
+	ID, New        string // the session's, and what it was renewed to
+	Owner          string
+	Value          int            // of the counter, as it was loaded; unseen
+	Wrote          int            `json:",omitempty"` // by set
+	Listed         map[string]int `json:",omitempty"`
+	Out            string
+	Err            string `json:",omitempty"`
+	Broken         string `json:",omitempty"` // what the caller saw at once
+}
+
+const unseen = -1
+
+// How a call ended.
+const (
+	done    = "done"
+	gone    = "gone"    // the session has ended, which is an answer
+	refused = "refused" // an error that promises that nothing was done
+	unknown = "unknown" // an error that promises nothing
+)
+
+func now() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic(err)
+	}
+	return ts.Nano()
+}
+
+// The model of one session: a record that is created once, is alive until somebody
+// ends it, and holds a number.
+
+type state struct {
+	alive bool
+	n     int
+	any   bool // n is not known, but at most max: after a failover that lost writes
+	max   int
+}
+
+func (s state) String() string { return fmt.Sprint(s.alive, s.n, s.any, s.max) }
+
+type step struct {
+	do     string
+	value  int
+	maybe  bool // it may not have happened
+	adrift bool // during a failover, in which two servers may answer, in turns
+}
+
+const (
+	create    = "create"
+	increment = "increment"         // from value
+	set       = "set"               // to value
+	read      = "read"              // value
+	alive     = "is alive"          //
+	dead      = "is dead"           //
+	end       = "end"               //
+	endIf     = "end, if it is"     // value
+	rollback  = "lose some of late" // writes
+)
+
+// next returns the states that may follow.
+func next(from state, s step) (to []state) {
+	if s.adrift { // what it finds is whatever was there once
+		s.adrift = false
+		for _, f := range []state{from, {max: from.max}, {alive: true, any: true, max: from.max}} {
+			to = append(to, next(f, s)...)
+		}
+		slices.SortFunc(to, func(a, b state) int { return cmp.Compare(a.String(), b.String()) })
+		return slices.Compact(to)
+	}
+	holds := from.alive && (from.n == s.value || from.any && s.value <= from.max)
+	with := func(n int) state { return state{alive: true, n: n, max: max(n, from.max)} }
+	switch {
+	case s.do == create && !from.alive, s.do == set && from.alive:
+		to = append(to, with(s.value))
+	case s.do == increment && holds:
+		to = append(to, with(s.value+1))
+	case s.do == read && holds:
+		to = append(to, with(s.value))
+	case s.do == alive && from.alive, s.do == dead && !from.alive:
+		to = append(to, from)
+	case s.do == end, s.do == endIf && holds:
+		to = append(to, state{max: from.max})
+	case s.do == rollback:
+		to = append(to, state{max: from.max}, state{alive: true, any: true, max: from.max})
+	}
+	if s.maybe && !slices.Contains(to, from) {
+		to = append(to, from)
+	}
+	return to
+}
+
+var model = (&porcupine.NondeterministicModel{
+	Init: func() []any { return []any{state{}} },
+	Step: func(from, input, _ any) (to []any) {
+		for _, s := range next(from.(state), input.(step)) {
+			to = append(to, s)
+		}
+		return to
+	},
+}).ToModel()
+
+// A window is a time in which acknowledged writes may have been lost, because a
+// replica took over that had not seen them yet.
+type window struct{ start, end int64 }
+
+// A history is all that was seen in one run.
+type history struct {
+	ops     []*op
+	evicts  bool     // Redis may drop any key
+	windows []window // failovers
+}
+
+const forever = math.MaxInt64
+
+// A session is what is known of one ID.
+type session struct {
+	id      string
+	created *op // acknowledged
+	windows []window
+	steps   []porcupine.Operation
+	ends    []*op // acknowledged
+	ops     []*op
+}
+
+// sessions sorts the calls by session, and turns them into the steps of its model.
+func (h *history) sessions() []*session {
+	all := map[string]*session{}
+	owned := map[string][]*session{}
+	for _, o := range h.ops {
+		if o.New == "" || o.Out != done {
+			continue
+		}
+		s := &session{id: o.New, created: o, windows: h.windows}
+		s.add(o.Start, o.End, step{do: create, value: o.Value})
+		all[o.New] = s
+		owned[o.Owner] = append(owned[o.Owner], s)
+	}
+	for _, o := range h.ops {
+		if s := all[o.ID]; s != nil {
+			s.call(o)
+		}
+		for _, s := range owned[o.Owner] {
+			switch {
+			case o.Do == "revoke":
+				h.revoke(s, o)
+			case o.Do == "list" && o.Out == done:
+				h.list(s, o)
+			}
+		}
+	}
+	var list []*session
+	for _, s := range all {
+		for _, w := range h.windows {
+			if w.end > s.created.Start {
+				s.add(w.start, w.end, step{do: rollback, maybe: true})
+			}
+		}
+		if h.evicts {
+			s.add(s.created.Start, forever, step{do: end, maybe: true})
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b *session) int { return cmp.Compare(a.created.Start, b.created.Start) })
+	return list
+}
+
+func (s *session) add(start, end int64, what step) {
+	what.adrift = slices.ContainsFunc(s.windows, func(w window) bool { return start <= w.end && w.start <= end })
+	s.steps = append(s.steps, porcupine.Operation{Input: what, Call: start, Return: end})
+}
+
+// call adds what one call shows of the session and what it may have done to it.
+func (s *session) call(o *op) {
+	s.ops = append(s.ops, o)
+	until := o.End
+	if o.End == 0 {
+		until = forever
+	}
+	maybe := o.Out != done // and then whenever it likes: it may lie in a socket's buffer
+	late := until
+	if maybe {
+		late = forever
+	}
+	does := func(what string, value int) { s.add(o.Start, late, step{do: what, value: value, maybe: maybe}) }
+	nothing := o.Out == gone || o.Out == refused
+	if o.Value != unseen && (o.Do != "increment" || o.Out != done) && (o.Do != "renew, locked" || o.Out != done) {
+		s.add(o.Start, until, step{do: read, value: o.Value})
+	}
+	if o.Out == gone {
+		s.add(o.Start, until, step{do: dead})
+	}
+	switch {
+	case o.Do == "logout":
+		does(end, 0)
+	case o.Do == "set" && o.Out == gone && o.Wrote != 0:
+		// The client repeats a command whose reply was lost: so it may have been stored for
+		// a moment, before the session ended.
+		s.add(o.Start, until, step{do: set, value: o.Wrote, maybe: true})
+	case nothing:
+	case o.Do == "increment" && o.Value != unseen:
+		does(increment, o.Value)
+	case o.Do == "renew":
+		does(end, 0)
+	case o.Do == "renew, locked" && o.Value != unseen:
+		does(endIf, o.Value)
+	case o.Do == "touch" && o.Out == done:
+		does(alive, 0)
+	case o.Do == "set" && o.Wrote != 0:
+		does(set, o.Wrote)
+		if took := o.End - o.Start; o.Out == done && took > int64(50*time.Millisecond) {
+			s.add(o.Start, forever, step{do: set, value: o.Wrote, maybe: true}) // the client may have sent it twice
+		}
+	}
+	if o.Out == done && (o.Do == "logout" || strings.HasPrefix(o.Do, "renew")) {
+		s.ends = append(s.ends, o)
+	}
+}
+
+// revoke ends whatever the owner had before.
+func (h *history) revoke(s *session, o *op) {
+	switch {
+	case o.Out != done:
+		s.add(o.Start, forever, step{do: end, maybe: true})
+	case o.End < s.created.Start:
+	case s.created.End < o.Start && !h.forgetsTheIndex(s):
+		s.add(o.Start, o.End, step{do: end})
+		s.ends = append(s.ends, o)
+	default:
+		s.add(o.Start, o.End, step{do: end, maybe: true})
+		if s.created.End < o.Start {
+			s.ends = append(s.ends, o)
+		}
+	}
+}
+
+// list shows all of the owner's sessions.
+func (h *history) list(s *session, o *op) {
+	value, listed := o.Listed[s.id]
+	switch {
+	case listed:
+		s.add(o.Start, o.End, step{do: read, value: value})
+		s.ops = append(s.ops, o)
+	case s.created.End < o.Start && !h.forgetsTheIndex(s):
+		s.add(o.Start, o.End, step{do: dead})
+	}
+}
+
+// forgetsTheIndex tells whether the owner's index may have lost this session, while
+// the session itself, on another server, was kept.
+func (h *history) forgetsTheIndex(*session) bool { return h.evicts || len(h.windows) > 0 }
+
+// A verdict is what the checks found.
+type verdict struct {
+	calls, failed               int
+	lost, doubled, resurrected  int
+	broken                      []string
+	illegal                     []string // histories that no order explains
+	undecided                   int
+	oldestLost                  time.Duration // before its failover
+	longestCall, longestOutage  time.Duration
+	sessions, ended, increments int
+}
+
+// check looks at every session.
+func (h *history) check() *verdict {
+	v := &verdict{}
+	for _, o := range h.ops {
+		v.calls++
+		if o.Out != done && o.Out != gone {
+			v.failed++
+		}
+		if o.Do == "increment" && o.Out == done {
+			v.increments++
+		}
+		if o.Broken != "" {
+			v.broken = append(v.broken, o.Broken)
+		}
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	free := make(chan struct{}, 2)
+	list := h.sessions()
+	for _, s := range list {
+		v.count(h, s)
+		free <- struct{}{}
+		wg.Go(func() {
+			result := porcupine.CheckOperationsTimeout(model, s.steps, 20*time.Second)
+			mu.Lock()
+			defer mu.Unlock()
+			switch result {
+			case porcupine.Illegal:
+				v.illegal = append(v.illegal, s.String())
+			case porcupine.Unknown:
+				v.undecided++
+			}
+			<-free
+		})
+	}
+	wg.Wait()
+	v.sessions = len(list)
+	return v
+}
+
+// count finds what was lost, done twice or brought back, with plain arithmetic: it
+// also counts what a failover may explain.
+func (v *verdict) count(h *history, s *session) {
+	if len(s.ends) > 0 {
+		v.ended++
+		first := slices.MinFunc(s.ends, func(a, b *op) int { return cmp.Compare(a.End, b.End) })
+		if slices.ContainsFunc(s.ops, func(o *op) bool {
+			return o.Start > first.End && o.Do != "logout" && (o.Out == done || o.Value != unseen)
+		}) {
+			v.resurrected++
+		}
+	}
+	saw, may := map[int][]*op{}, map[int]bool{}
+	final := unseen
+	for _, o := range s.ops {
+		switch {
+		case o.Do == "increment" && o.Out == done:
+			saw[o.Value] = append(saw[o.Value], o)
+		case o.Do == "increment" && o.Out != refused:
+			may[o.Value] = true
+		}
+		if o.Worker == coordinator && o.Out == done {
+			final = o.Value
+		}
+	}
+	for value, incs := range saw {
+		kept := 1
+		if final != unseen && value >= final {
+			kept = 0
+		}
+		if v.lost += len(incs) - kept; len(incs) > kept {
+			first := slices.MinFunc(incs, func(a, b *op) int { return cmp.Compare(a.End, b.End) })
+			v.oldestLost = max(v.oldestLost, h.beforeItsFailover(first))
+		}
+	}
+	if len(saw) > 0 {
+		for value := s.created.Value; value < final; value++ {
+			if saw[value] == nil && !may[value] {
+				v.doubled++
+			}
+		}
+	}
+}
+
+// coordinator is who reads every session when all is over.
+const coordinator = -1
+
+// beforeItsFailover is how long before the next failover a call had ended.
+func (h *history) beforeItsFailover(o *op) time.Duration {
+	for _, w := range h.windows {
+		if o.End <= w.end {
+			return max(0, time.Duration(w.start-o.End))
+		}
+	}
+	return 0
+}
+
+// String shows a session's steps, for somebody who has to find out what went wrong.
+func (s *session) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "session %s\n", s.id)
+	slices.SortStableFunc(s.steps, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	zero := s.created.Start
+	ms := func(t int64) string {
+		if t == forever {
+			return "…"
+		}
+		return fmt.Sprintf("%.3f", float64(t-zero)/1e6)
+	}
+	for _, o := range s.steps {
+		in := o.Input.(step)
+		fmt.Fprintf(&b, "%12s – %-12s %s %d", ms(o.Call), ms(o.Return), in.do, in.value)
+		if in.maybe {
+			b.WriteString(", or not")
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}

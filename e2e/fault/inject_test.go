@@ -1,0 +1,275 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
+
+	"github.com/redistore/redistore/e2e/topology"
+)
+
+// A fault is something that goes wrong, and is over when do returns.
+type fault struct {
+	name      string
+	do        func(x *trial)
+	handsOver bool // a replica takes over, and has all writes
+}
+
+var (
+	cutConnections = fault{name: "connections cut", do: func(x *trial) {
+		p := x.proxy()
+		p.Stop()
+		x.calm(0, 200*time.Millisecond)
+		must(x.t, p.Start())
+	}}
+
+	delay = fault{name: "slow network", do: func(x *trial) {
+		ms := x.rng.IntN(300)
+		x.toxic(fmt.Sprintf(`{"name":"a","type":"latency","stream":"downstream","attributes":{"latency":%d,"jitter":%d}}`, ms, ms/2),
+			fmt.Sprintf(`{"name":"b","type":"latency","stream":"upstream","attributes":{"latency":%d,"jitter":%d}}`, ms, ms/2))
+	}}
+
+	dropReplies = fault{name: "replies dropped", do: func(x *trial) {
+		x.toxic(`{"type":"timeout","stream":"downstream","toxicity":0.5,"attributes":{"timeout":0}}`)
+	}}
+
+	halfReplies = fault{name: "replies cut in half", do: func(x *trial) {
+		x.toxic(fmt.Sprintf(`{"type":"limit_data","stream":"downstream","attributes":{"bytes":%d}}`, 1+x.rng.IntN(2*x.site.padding)))
+	}}
+
+	flushScripts = fault{name: "SCRIPT FLUSH", do: func(x *trial) {
+		x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ScriptFlush(ctx).Err() })
+	}}
+
+	killConnections = fault{name: "CLIENT KILL", do: func(x *trial) {
+		x.onPrimaries(func(ctx context.Context, c *redis.Client) error {
+			return c.ClientKillByFilter(ctx, "TYPE", "normal", "SKIPME", "yes").Err()
+		})
+	}}
+
+	fillMemory = fault{name: "memory full", do: func(x *trial) {
+		set := func(bytes string) {
+			x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ConfigSet(ctx, "maxmemory", bytes).Err() })
+		}
+		set("1")
+		x.calm(50*time.Millisecond, 200*time.Millisecond)
+		set("0")
+	}}
+
+	pauseClient = fault{name: "client stopped", do: func(x *trial) {
+		m := x.member()
+		m.cmd.Process.Signal(syscall.SIGSTOP)
+		w := window{start: now()}
+		x.calm(lease, 2*lease)
+		m.cmd.Process.Signal(syscall.SIGCONT)
+		w.end = now()
+		m.paused = append(m.paused, w)
+	}}
+
+	killClient = fault{name: "client killed", do: func(x *trial) {
+		m := x.member()
+		m.killed = true
+		m.cmd.Process.Kill()
+		m.cmd.Wait()
+		x.crew = deleteMember(x.crew, m)
+		x.hire()
+	}}
+
+	pauseServer = fault{name: "server stopped", do: func(x *trial) {
+		n := x.node(x.site.nodes)
+		n.Pause()
+		x.calm(lease, 2*lease)
+		n.Resume()
+	}}
+
+	killServer = fault{name: "server killed", do: func(x *trial) {
+		n := x.node(x.site.nodes)
+		n.Kill()
+		x.calm(0, 200*time.Millisecond)
+		n.Restart()
+	}}
+
+	killPrimary = fault{name: "primary killed", do: func(x *trial) {
+		n := x.node(x.site.primaries())
+		n.Kill()
+		x.takenOver(n)
+		n.Restart()
+	}}
+
+	pausePrimary = fault{name: "primary stopped", do: func(x *trial) {
+		n := x.node(x.site.primaries())
+		n.Pause()
+		x.takenOver(n)
+		n.Resume()
+	}}
+
+	// Killing their connections again and again keeps the replicas behind, as stopping
+	// them would not: a socket's buffer goes on filling.
+	cutReplicas = fault{name: "replicas cut off, primary killed", do: func(x *trial) {
+		n := x.node(x.site.primaries())
+		for range 20 {
+			direct(n).ClientKillByFilter(context.Background(), "TYPE", "replica")
+			x.calm(25*time.Millisecond, 50*time.Millisecond)
+		}
+		n.Kill()
+		x.takenOver(n)
+		n.Restart()
+	}}
+
+	askSentinel = fault{name: "SENTINEL FAILOVER", do: func(x *trial) {
+		old, err := x.site.primary()
+		must(x.t, err)
+		c := redis.NewSentinelClient(&redis.Options{Addr: x.site.sentinels[0].Addr})
+		defer c.Close()
+		must(x.t, c.Failover(context.Background(), topology.MasterName).Err())
+		x.takenOver(old)
+	}}
+
+	askReplica = fault{name: "CLUSTER FAILOVER", do: func(x *trial) {
+		var replicas []*topology.Node
+		for _, n := range x.site.nodes {
+			if role(n) != "master" {
+				replicas = append(replicas, n)
+			}
+		}
+		n := x.node(replicas)
+		must(x.t, direct(n).ClusterFailover(context.Background()).Err())
+		topology.Wait(x.t, "the replica has taken over", func() error {
+			if role(n) != "master" {
+				return fmt.Errorf("%s is a replica still", n.Addr)
+			}
+			return nil
+		})
+	}, handsOver: true}
+
+	moveSlots = fault{name: "slots moved", do: func(x *trial) {
+		primaries := x.site.primaries()
+		i := x.rng.IntN(len(primaries))
+		from, to := primaries[i], primaries[(i+1)%len(primaries)]
+		key, err := direct(from).RandomKey(context.Background()).Result()
+		if err != nil {
+			return // it has none
+		}
+		slot := direct(from).ClusterKeySlot(context.Background(), key).Val()
+		for range 10 {
+			x.moveSlot(slot, from, to)
+			if key, err = direct(from).RandomKey(context.Background()).Result(); err != nil {
+				return
+			}
+			slot = direct(from).ClusterKeySlot(context.Background(), key).Val()
+		}
+	}}
+)
+
+// onAny are the faults of every topology.
+var onAny = []fault{cutConnections, delay, dropReplies, halfReplies, flushScripts, killConnections, fillMemory, pauseClient, killClient}
+
+func (x *trial) proxy() *proxy { return x.site.proxies[x.rng.IntN(len(x.site.proxies))] }
+
+func (x *trial) member() *member { return x.crew[x.rng.IntN(len(x.crew))] }
+
+func (x *trial) node(of []*topology.Node) *topology.Node { return of[x.rng.IntN(len(of))] }
+
+func deleteMember(crew []*member, m *member) (rest []*member) {
+	for _, other := range crew {
+		if other != m {
+			rest = append(rest, other)
+		}
+	}
+	return rest
+}
+
+// toxic lets all proxies misbehave for a while.
+func (x *trial) toxic(kinds ...string) {
+	for _, p := range x.site.proxies {
+		for _, kind := range kinds {
+			_, err := p.Toxics.AddToxicJson(strings.NewReader(kind))
+			must(x.t, err)
+		}
+	}
+	x.calm(200*time.Millisecond, 500*time.Millisecond)
+	for _, p := range x.site.proxies {
+		p.Toxics.ResetToxics(context.Background())
+	}
+}
+
+func (x *trial) onPrimaries(do func(context.Context, *redis.Client) error) {
+	for _, n := range x.site.primaries() {
+		must(x.t, do(context.Background(), direct(n)))
+	}
+}
+
+// takenOver waits until another server is the primary in place of this one.
+func (x *trial) takenOver(old *topology.Node) {
+	topology.Wait(x.t, "a replica has taken over", func() error {
+		if x.site.sentinels != nil {
+			n, err := x.site.primary()
+			if err == nil && n == old {
+				err = fmt.Errorf("%s is the primary still", n.Addr)
+			}
+			return err
+		}
+		primaries := 0
+		for _, n := range x.site.nodes {
+			if n != old && role(n) == "master" {
+				primaries++
+			}
+		}
+		if primaries != 3 {
+			return fmt.Errorf("%d primaries", primaries)
+		}
+		return nil
+	})
+}
+
+// moveSlot moves a slot as CLUSTER SETSLOT's documentation has it, with a pause in its
+// midst.
+func (x *trial) moveSlot(slot int64, from, to *topology.Node) {
+	ctx := context.Background()
+	source, target := direct(from), direct(to)
+	sourceID, targetID := source.ClusterMyID(ctx).Val(), target.ClusterMyID(ctx).Val()
+	must(x.t, target.Do(ctx, "cluster", "setslot", slot, "importing", sourceID).Err())
+	must(x.t, source.Do(ctx, "cluster", "setslot", slot, "migrating", targetID).Err())
+	x.calm(0, 20*time.Millisecond)
+	host, port, _ := net.SplitHostPort(to.Addr)
+	for {
+		keys, err := source.ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
+		must(x.t, err)
+		if len(keys) == 0 {
+			break
+		}
+		must(x.t, source.Migrate(ctx, host, port, keys[0], 0, time.Second).Err())
+		x.calm(0, 20*time.Millisecond)
+	}
+	for _, c := range []*redis.Client{target, source} {
+		must(x.t, c.Do(ctx, "cluster", "setslot", slot, "node", targetID).Err())
+	}
+	for _, n := range x.site.primaries() {
+		must(x.t, direct(n).Do(ctx, "cluster", "setslot", slot, "node", targetID).Err())
+	}
+}
+
+// A proxy stands between the clients and one server.
+type proxy struct{ *toxiproxy.Proxy }
+
+var (
+	toxic     *toxiproxy.ApiServer
+	toxicOnce sync.Once
+)
+
+func newProxy(t *testing.T, addr string) *proxy {
+	toxicOnce.Do(func() { toxic = toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()) })
+	p := &proxy{toxiproxy.NewProxy(toxic, addr, "127.0.0.1:0", addr)}
+	must(t, p.Start())
+	t.Cleanup(p.Stop)
+	return p
+}
