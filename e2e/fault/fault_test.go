@@ -243,18 +243,19 @@ func role(n *topology.Node) string {
 
 // primary is the server that all Sentinels name.
 func (s *site) primary() (*topology.Node, error) {
-	var named []string
+	var named, why []string
 	for _, n := range s.sentinels {
 		c := redis.NewSentinelClient(&redis.Options{Addr: n.Addr})
-		addr, err := c.GetMasterAddrByName(context.Background(), topology.MasterName).Result()
+		m, err := c.Master(context.Background(), topology.MasterName).Result()
 		c.Close()
 		if err != nil {
 			return nil, err
 		}
-		named = append(named, net.JoinHostPort(addr[0], addr[1]))
+		named = append(named, net.JoinHostPort(m["ip"], m["port"]))
+		why = append(why, fmt.Sprintf("%s: %v", n.Addr, m))
 	}
 	if len(slices.Compact(slices.Clone(named))) != 1 {
-		return nil, fmt.Errorf("the Sentinels name %v", named)
+		return nil, fmt.Errorf("the Sentinels do not agree:\n%s", strings.Join(why, "\n"))
 	}
 	i := slices.IndexFunc(s.nodes, func(n *topology.Node) bool { return n.Addr == named[0] })
 	return s.nodes[i], nil
