@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/gorilla/sessions"
+
+	"github.com/redistore/redistore/internal/gobvalues"
 )
 
 // Serializer turns a session's Values into bytes and back. It has the methods that
@@ -43,6 +45,10 @@ func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 
 // Deserialize decodes what Serialize made. On an error session.Values is as it was.
 func (GobSerializer) Deserialize(data []byte, session *sessions.Session) error {
+	if values, ok := gobvalues.Decode(data); ok {
+		session.Values = values
+		return nil
+	}
 	var values map[any]any // a fresh one: gob leaves half of a broken value behind
 	r := bytes.NewReader(data)
 	if err := gob.NewDecoder(r).Decode(&values); err != nil {

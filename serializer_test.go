@@ -1,6 +1,8 @@
 package redistore
 
 import (
+	"bytes"
+	"encoding/gob"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -121,6 +123,52 @@ func TestGobSaysWhatItCannotEncode(t *testing.T) {
 	must(t, GobSerializer{}.Deserialize(data, s))
 	s.Values["k"] = 1 // not a nil map
 }
+
+// TestCommonSessionsAreReadQuickly: encoding/gob makes more than 200 allocations of it.
+func TestCommonSessionsAreReadQuickly(t *testing.T) {
+	s := sessions.NewSession(nil, "s")
+	s.Values["user"], s.Values["id"], s.Values["admin"], s.Values["token"] = "ann", 42, true, []byte("token")
+	s.AddFlash("flash")
+	data, err := GobSerializer{}.Serialize(s)
+	must(t, err)
+	got := sessions.NewSession(nil, "s")
+	allocs := testing.AllocsPerRun(10, func() { must(t, GobSerializer{}.Deserialize(data, got)) })
+	equal(t, "Values", fmt.Sprintf("%#v", got.Values), fmt.Sprintf("%#v", s.Values))
+	if allocs > 50 {
+		t.Errorf("%.0f allocations", allocs)
+	}
+}
+
+// TestGobReadsTheRestToo shows that a value is read, or refused, as ever where a type is
+// not a common one or the data is not whole.
+func TestGobReadsTheRestToo(t *testing.T) {
+	s := sessions.NewSession(nil, "s")
+	s.Values["cart"], s.Values["user"] = cart{3}, "ann"
+	data, err := GobSerializer{}.Serialize(s)
+	must(t, err)
+	got := sessions.NewSession(nil, "s")
+	must(t, GobSerializer{}.Deserialize(data, got))
+	equal(t, "Values", fmt.Sprintf("%#v", got.Values), fmt.Sprintf("%#v", s.Values))
+
+	common := mustGob(t, "user", "ann")
+	for want, data := range map[string][]byte{
+		"EOF":                      nil,
+		"unexpected EOF":           common[:len(common)-1],
+		"1 bytes after the value":  append(common[:len(common):len(common)], 0),
+		"name not registered":      bytes.Replace(common, []byte("string"), []byte("strong"), 1),
+		"received remote type int": []byte("\x03\x04\x00\x02"),
+	} {
+		got.Values = map[any]any{"as": "before"}
+		err := GobSerializer{}.Deserialize(data, got)
+		wantText(t, err, "GobSerializer: ")
+		wantText(t, err, want)
+		equal(t, "Values", fmt.Sprint(got.Values), "map[as:before]")
+	}
+}
+
+type cart struct{ Items int }
+
+func init() { gob.Register(cart{}) }
 
 func FuzzGob(f *testing.F) { fuzzDeserialize(f, GobSerializer{}) }
 
