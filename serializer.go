@@ -36,6 +36,9 @@ type GobSerializer struct{}
 
 // Serialize encodes session.Values as one gob.
 func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
+	if data, ok := gobvalues.Encode(session.Values); ok {
+		return data, nil
+	}
 	var buf bytes.Buffer
 	if err := gob.NewEncoder(&buf).Encode(session.Values); err != nil {
 		return nil, fmt.Errorf("GobSerializer: %w", err)

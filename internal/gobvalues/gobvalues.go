@@ -1,6 +1,6 @@
-// Package gobvalues reads the gob of a session's values, a map[any]any, without the
-// reflection that encoding/gob needs, where it holds only what most sessions hold. All
-// else it leaves to encoding/gob, whose documentation describes the format.
+// Package gobvalues reads and writes the gob of a session's values, a map[any]any,
+// without the reflection that encoding/gob needs, where it holds only what most sessions
+// hold. All else it leaves to encoding/gob, whose documentation describes the format.
 package gobvalues
 
 import (
@@ -16,21 +16,32 @@ import (
 // Decode returns what encoding/gob decodes from data, and true; or false where only
 // encoding/gob can tell what data holds, or what is wrong with it.
 func Decode(data []byte) (map[any]any, bool) {
-	d := &decoder{rest: data, defined: make(map[int64]wireType)}
+	d := &decoder{rest: data}
 	d.expect(len(data) < maxSize)
 	d.message()
 	id := -d.int()
 	d.define(id)
-	d.expect(len(d.msg) == 0 && d.defined[id] == valuesType)
+	d.expect(len(d.msg) == 0 && d.wire(id) == valuesType)
 	d.message()
 	d.expect(d.int() == id)
 	values := d.values()
 	return values, !d.failed && len(d.msg)+len(d.rest) == 0
 }
 
+// DecodeString is Decode for the gob of a string.
+func DecodeString(data []byte) (string, bool) {
+	d := &decoder{rest: data}
+	d.message()
+	d.expect(d.int() == stringID)
+	d.fixed(0)
+	text := d.string()
+	return text, !d.failed && len(d.msg)+len(d.rest) == 0
+}
+
 const (
 	maxSize  = 1 << 26 // bytes, 64 MiB; encoding/gob has limits too, beyond this one
 	maxDepth = 100     // slices in slices
+	maxTypes = 8       // that a stream defines; one that is read has no need of more
 	ahead    = 64      // elements to take memory for before they are seen: a count may lie
 )
 
@@ -68,53 +79,78 @@ var (
 func basic(id int64) wireType   { return wireType{elem: id} }
 func sliceOf(id int64) wireType { return wireType{kind: sliceKind, elem: id} }
 
-// A goType is one that can be read.
+// A goType is one that can be read and written.
 type goType struct {
-	wire wireType
-	read func(*decoder) any
+	name  string // in a stream
+	wire  wireType
+	read  func(*decoder) any
+	write func(*encoder, any)
 }
 
-// goTypes are known by these names to encoding/gob in every program; time.Time only
-// where it has been registered.
-var goTypes = make(map[string]goType)
+// encoding/gob knows these by their names in every program; time.Time only where it has
+// been registered.
+var (
+	byName = make(map[string]*goType)
+	byType = make(map[reflect.Type]*goType)
+)
 
 func init() {
 	gob.Register([]any(nil)) // flashes; gorilla/sessions does the same
-	add(basic(boolID), (*decoder).bool)
-	add(basic(intID), signed[int])
-	add(basic(intID), signed[int8])
-	add(basic(intID), signed[int16])
-	add(basic(intID), signed[int32])
-	add(basic(intID), signed[int64])
-	add(basic(uintID), unsigned[uint])
-	add(basic(uintID), unsigned[uint8])
-	add(basic(uintID), unsigned[uint16])
-	add(basic(uintID), unsigned[uint32])
-	add(basic(uintID), unsigned[uint64])
-	add(basic(uintID), unsigned[uintptr])
-	add(basic(floatID), (*decoder).float32)
-	add(basic(floatID), (*decoder).float64)
-	add(basic(complexID), (*decoder).complex64)
-	add(basic(complexID), (*decoder).complex128)
-	add(basic(stringID), (*decoder).string)
-	add(basic(bytesID), (*decoder).bytes)
-	add(sliceOf(intID), slice(signed[int]))
-	add(sliceOf(stringID), slice((*decoder).string))
-	add(sliceOf(anyID), slice((*decoder).any))
-	add(timeType, (*decoder).time)
+	add(basic(boolID), (*decoder).bool, (*encoder).bool)
+	add(basic(intID), signed[int], putSigned)
+	add(basic(intID), signed[int8], putSigned)
+	add(basic(intID), signed[int16], putSigned)
+	add(basic(intID), signed[int32], putSigned)
+	add(basic(intID), signed[int64], putSigned)
+	add(basic(uintID), unsigned[uint], putUnsigned)
+	add(basic(uintID), unsigned[uint8], putUnsigned)
+	add(basic(uintID), unsigned[uint16], putUnsigned)
+	add(basic(uintID), unsigned[uint32], putUnsigned)
+	add(basic(uintID), unsigned[uint64], putUnsigned)
+	add(basic(uintID), unsigned[uintptr], putUnsigned)
+	add(basic(floatID), (*decoder).float32, (*encoder).float32)
+	add(basic(floatID), (*decoder).float64, (*encoder).float64)
+	add(basic(complexID), (*decoder).complex64, (*encoder).complex64)
+	add(basic(complexID), (*decoder).complex128, (*encoder).complex128)
+	add(basic(stringID), (*decoder).string, (*encoder).string)
+	add(basic(bytesID), (*decoder).bytes, (*encoder).bytes)
+	add(sliceOf(intID), slice(signed[int]), putSlice(putSigned[int]))
+	add(sliceOf(stringID), slice((*decoder).string), putSlice((*encoder).string))
+	add(sliceOf(anyID), slice((*decoder).any), putSlice((*encoder).any))
+	add(timeType, (*decoder).time, (*encoder).time)
 }
 
-func add[T any](wire wireType, read func(*decoder) T) {
-	goTypes[reflect.TypeFor[T]().String()] = goType{wire, func(d *decoder) any { return read(d) }}
+func add[T any](wire wireType, read func(*decoder) T, write func(*encoder, T)) {
+	t := reflect.TypeFor[T]()
+	byType[t] = &goType{
+		name: t.String(), wire: wire,
+		read:  func(d *decoder) any { return read(d) },
+		write: func(e *encoder, v any) { write(e, v.(T)) },
+	}
+	byName[t.String()] = byType[t]
 }
+
+type (
+	signedInt interface {
+		int | int8 | int16 | int32 | int64
+	}
+	unsignedInt interface {
+		uint | uint8 | uint16 | uint32 | uint64 | uintptr
+	}
+)
 
 // decoder reads a stream. Once it has failed it reads nothing but zeros.
 type decoder struct {
 	msg     []byte // what is left of the message
 	rest    []byte // the messages after it
-	defined map[int64]wireType
+	defined []definition
 	depth   int
 	failed  bool
+}
+
+type definition struct {
+	id int64
+	wireType
 }
 
 func (d *decoder) expect(ok bool) {
@@ -139,8 +175,7 @@ func (d *decoder) message() {
 
 // define reads a definition in the one form in which encoding/gob writes it.
 func (d *decoder) define(id int64) {
-	_, known := d.defined[id]
-	d.expect(!known && firstID <= id && id <= math.MaxInt32)
+	d.expect(firstID <= id && id <= math.MaxInt32 && d.wire(id) == basic(id) && len(d.defined) < maxTypes)
 	t := wireType{kind: d.uint()}
 	d.fixed(1) // the first field: what all kinds have
 	field := d.uint()
@@ -163,7 +198,16 @@ func (d *decoder) define(id int64) {
 		d.expect(false)
 	}
 	d.fixed(0, 0)
-	d.defined[id] = t
+	d.defined = append(d.defined, definition{id, t})
+}
+
+func (d *decoder) wire(id int64) wireType {
+	for _, t := range d.defined {
+		if t.id == id {
+			return t.wireType
+		}
+	}
+	return basic(id)
 }
 
 func (d *decoder) values() map[any]any {
@@ -199,12 +243,8 @@ func (d *decoder) any() any {
 	}
 	d.uint()
 	d.fixed(0)
-	wire := basic(id)
-	if id >= firstID {
-		wire = d.defined[id]
-	}
-	t, known := goTypes[string(name)]
-	d.expect(known && t.wire == wire)
+	t := byName[string(name)]
+	d.expect(t != nil && t.wire == d.wire(id))
 	if d.failed {
 		return nil
 	}
@@ -249,13 +289,13 @@ func (d *decoder) float32() float32 {
 	return float32(f)
 }
 
-func signed[T int | int8 | int16 | int32 | int64](d *decoder) T {
+func signed[T signedInt](d *decoder) T {
 	x := d.int()
 	d.expect(int64(T(x)) == x)
 	return T(x)
 }
 
-func unsigned[T uint | uint8 | uint16 | uint32 | uint64 | uintptr](d *decoder) T {
+func unsigned[T unsignedInt](d *decoder) T {
 	x := d.uint()
 	d.expect(uint64(T(x)) == x)
 	return T(x)
