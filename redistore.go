@@ -43,6 +43,8 @@ import (
 	"github.com/gorilla/securecookie"
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/gobvalues"
 )
 
 var (
@@ -513,7 +515,8 @@ func (s *Store) overwrite(ctx context.Context, _ *http.Request, session *session
 }
 
 func (s *Store) set(ctx context.Context, id string, data []byte, ttl time.Duration, mode ...any) redis.Cmder {
-	return redis.NewStatusCmd(ctx, append([]any{"set", s.key(id), data, "ex", seconds(ttl)}, mode...)...)
+	args := append(make([]any, 0, 6), "set", s.key(id), data, "ex", seconds(ttl))
+	return redis.NewStatusCmd(ctx, append(args, mode...)...)
 }
 
 func (s *Store) del(ctx context.Context, id string) *redis.IntCmd {
@@ -820,9 +823,29 @@ func newCodecs(keyPairs [][]byte) []securecookie.Codec {
 	}
 	codecs := securecookie.CodecsFromPairs(keyPairs...)
 	for _, c := range codecs {
-		c.(*securecookie.SecureCookie).MaxAge(0)
+		c.(*securecookie.SecureCookie).MaxAge(0).SetSerializer(idSerializer{})
 	}
 	return codecs
+}
+
+// idSerializer is securecookie's own, without encoding/gob's cost where it is an ID.
+type idSerializer struct{ securecookie.GobEncoder }
+
+func (z idSerializer) Serialize(src any) ([]byte, error) {
+	if id, ok := src.(string); ok {
+		return gobvalues.EncodeString(id), nil
+	}
+	return z.GobEncoder.Serialize(src)
+}
+
+func (z idSerializer) Deserialize(src []byte, dst any) error {
+	if id, ok := dst.(*string); ok {
+		if text, ok := gobvalues.DecodeString(src); ok {
+			*id = text
+			return nil
+		}
+	}
+	return z.GobEncoder.Deserialize(src, dst)
 }
 
 // badKeys stands for keys that cannot be used, until Codecs is set to others.

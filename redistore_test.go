@@ -1594,3 +1594,27 @@ func FuzzCookie(f *testing.F) {
 		}
 	})
 }
+
+// TestCookiesAreSecurecookies shows that what reads and writes IDs without encoding/gob
+// changes nothing in them.
+func TestCookiesAreSecurecookies(t *testing.T) {
+	ours, theirs := newCodecs([][]byte{hashKey}), securecookie.CodecsFromPairs(hashKey)
+	for _, c := range [][2][]securecookie.Codec{{ours, theirs}, {theirs, ours}} {
+		for _, id := range []string{"", "id", strings.Repeat("long", 100)} {
+			value, err := securecookie.EncodeMulti("s", id, c[0]...)
+			must(t, err)
+			got := "before"
+			must(t, securecookie.DecodeMulti("s", value, &got, c[1]...))
+			equal(t, "ID", got, id)
+		}
+		value, err := securecookie.EncodeMulti("s", map[any]any{"user": "ann"}, c[0]...)
+		must(t, err)
+		var values map[any]any
+		must(t, securecookie.DecodeMulti("s", value, &values, c[1]...))
+		equal(t, "user", values["user"], any("ann"))
+		id := "before"
+		if err := securecookie.DecodeMulti("s", value, &id, c[1]...); err == nil || id != "before" {
+			t.Errorf("values for an ID: %q, error %v", id, err)
+		}
+	}
+}
