@@ -116,7 +116,9 @@ func putSlice[T any](element func(*encoder, T)) func(*encoder, []T) {
 
 func (e *encoder) time(t time.Time) {
 	data, err := t.GobEncode()
-	e.failed = e.failed || err != nil || !knowsTime()
+	if err != nil || !knowsTime() {
+		e.failed = true
+	}
 	e.bytes(data)
 }
 

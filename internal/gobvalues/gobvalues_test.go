@@ -134,7 +134,7 @@ var (
 		[]string{}, []string{"", "admin"}, make([]string, 1000),
 		time.Time{}, when, when.Add(1).Local(), when.Add(2).In(berlin), when.Add(3).In(time.FixedZone("", 3600)), when.Add(4).In(time.FixedZone("CET", 3601)),
 		[]any{}, []any{"flash"}, []any{nil, 1, when, []string{"a"}, []any{[]any{"deep"}, []int{1}, when}, []string{"b"}},
-		slices.Repeat([]any{"flash"}, 1000),
+		slices.Repeat([]any{"flash"}, 1000), slices.Repeat([]any{[]any{"list"}}, 2*maxDepth),
 	}
 )
 
@@ -216,7 +216,7 @@ func TestTheRestIsLeft(t *testing.T) {
 		"a time that cannot be encoded":  when.In(time.FixedZone("", -60)),
 		"more than a stream should have": make([]byte, maxSize),
 	} {
-		if data, ok := Encode(map[any]any{"k": []any{v}}); ok {
+		if data, ok := Encode(map[any]any{"k": []any{v, when}}); ok {
 			t.Errorf("%s: %.100q", what, data)
 		}
 	}
@@ -259,10 +259,11 @@ func TestOtherStreams(t *testing.T) {
 		"no definition":         {message(one + "\x00\x00"), false},
 		"another id":            {mapDefinition + message("\xff\x82\x00\x01\x00\x00"), false},
 		"an id of encoding/gob": {"\x0c\x01\x04\x01\x02\x02\x00\x01\x10\x01\x10\x00\x00" + message("\x02\x00\x00"), false},
-		"an id too large":       {"\x14\xfb\x01\xff\xff\xff\xff\x04\x01\x02\xfb\x02\x00\x00\x00\x00\x00\x01\x10\x01\x10\x00\x00" + message("\xfb\x02\x00\x00\x00\x00\x00\x00"), false},
+		"an id too large":       {"\x15\xfc\xff\xff\xff\xff\x04\x01\x02\xfb\x01\x00\x00\x00\x00\x00\x01\x10\x01\x10\x00\x00" + message("\xfb\x01\x00\x00\x00\x00\x00\x01\x00\x00"), false},
+		"a slice defined twice": {mapDefinition + message(one+key+anys+"\xff\x81\x02\x01\x02\xff\x82\x00\x01\x10\x00\x00") + message("\xff\x81\x02\x01\x02\xff\x82\x00\x01\x10\x00\x00") + message("\xff\x82\x03\x00\x01\x00"), false},
 		"two ids":               {"\x0d\x7f\x04\x01\x02\xff\x82\x00\x01\x10\x01\x10\x00\x00" + message(one+"\x00\x00"), false},
-		"string keys":           {"\x0d\x7f\x04\x01\x02\xff\x80\x00\x01\x0c\x01\x10\x00\x00" + message(one+"\x01a\x00"), false},
-		"a slice":               {"\x0b\x7f\x02\x01\x02\xff\x80\x00\x01\x10\x00\x00" + message(one+"\x00"), false},
+		"string keys":           {"\x0d\x7f\x04\x01\x02\xff\x80\x00\x01\x0c\x01\x10\x00\x00" + message(one+"\x00\x00"), false},
+		"a slice":               {"\x0b\x7f\x02\x01\x02\xff\x80\x00\x01\x10\x00\x00" + message("\xff\x80\x00\x00"), false},
 		"an unfinished type":    {"\x0c\x7f\x04\x01\x02\xff\x80\x00\x01\x10\x01\x10\x00" + message(one+"\x00\x00"), false},
 		"a kind of nothing":     {mapDefinition + message(one+key+"\x04bool\xff\x81\x00\x01\x02\xff\x82\x00\x00\x00") + message("\x02\x02\x00\x01"), false},
 		"a kind unheard of":     {mapDefinition + message(one+key+"\x04bool\xff\x81\x08\x01\x02\xff\x82\x00\x00\x00") + message("\x02\x02\x00\x01"), false},
@@ -322,6 +323,7 @@ func TestCountsMayLie(t *testing.T) {
 		"\xfe\x7f\xff\xff\x82\x02\x00" + most + strings.Repeat("\x0e[]interface {}\xff\x82\x02\x00"+most, 2*maxDepth)
 	for what, data := range map[string]string{
 		"values":  mapDefinition + "\xff\x0b\xff\x80\x00" + most,
+		"some":    mapDefinition + "\xff\x07\xff\x80\x00\xfd\x10\x00\x00", // 1 << 20
 		"name":    start + most,
 		"string":  start + "\x06string\x0c\x03\x00" + most,
 		"bytes":   start + "\x07[]uint8\x0a\x03\x00" + most,
@@ -389,7 +391,7 @@ func FuzzDecode(f *testing.F) {
 	for _, v := range common {
 		f.Add(encode(f, map[any]any{"key": v, 1: true}))
 	}
-	f.Add(encode(f, map[any]any{"a": common[len(common)-2], "b": custom{1}, when: 1.5}))
+	f.Add(encode(f, map[any]any{"a": common[len(common)-3], "b": custom{1}, when: 1.5}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, ok := Decode(data)
 		if !ok {
