@@ -44,6 +44,7 @@ func (a *app) handler() http.Handler {
 	mux.HandleFunc("POST /logout", a.logout)
 	mux.HandleFunc("POST /logout-there", a.logoutThere)
 	mux.HandleFunc("POST /logout-elsewhere", a.logoutElsewhere)
+	a.demo.routes(mux, a)
 	return protect(mux)
 }
 

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/alicebob/miniredis/v2"
@@ -225,6 +226,37 @@ func TestLogins(t *testing.T) {
 	here.want(here.get("/"), "logged in as Ann")
 }
 
+func TestTheRace(t *testing.T) {
+	d, address := start(t)
+	b := open(t, address)
+	b.login("Ann")
+	// Without the lock, all meet: each has loaded before any saves.
+	var clicked atomic.Int32
+	var met sync.WaitGroup
+	met.Add(clicks)
+	d.work = func() {
+		if clicked.Add(1) <= clicks {
+			met.Done()
+			met.Wait()
+		}
+	}
+	b.want(b.post("/race", nil), "1 kept, 59 lost, 0 refused", "60 kept, 0 lost, 0 refused", "logged in as Ann")
+	d.work = func() {}
+	b.want(b.post("/race", nil), "60 kept, 0 lost, 0 refused")
+	if keys := len(d.mini.Keys()); keys != 2 {
+		t.Errorf("%d keys are left, not a session and its owner's index", keys)
+	}
+}
+
+func TestTheLogoutRace(t *testing.T) {
+	_, address := start(t)
+	b := open(t, address)
+	b.login("Bob")
+	b.want(b.post("/logout-race", nil),
+		"saves, and the session is back.", "The next page: Ann is logged in again.",
+		"It saves nothing.", "The next page: nobody is logged in.", "logged in as Bob")
+}
+
 func TestRedisIsLostAndComesBack(t *testing.T) {
 	d, address := start(t)
 	b := open(t, address)
@@ -233,7 +265,7 @@ func TestRedisIsLostAndComesBack(t *testing.T) {
 	for _, path := range []string{"/", "/look"} {
 		b.want(b.get(path), "503", "Redis cannot be reached", "Try again")
 	}
-	for _, path := range []string{"/login?name=Bob", "/basket?item=tea", "/logout-there?login=x", "/logout-elsewhere"} {
+	for _, path := range []string{"/login?name=Bob", "/basket?item=tea", "/logout-there?login=x", "/logout-elsewhere", "/race", "/logout-race"} {
 		b.want(b.post(path, nil), "503", "Redis cannot be reached")
 	}
 	b.want(b.post("/redis", url.Values{"do": {"stop"}}), "503")
@@ -255,7 +287,7 @@ func TestNobodyGetsIn(t *testing.T) {
 	_, address := start(t)
 	b := open(t, address)
 	b.login("Ann")
-	for _, path := range []string{"/login", "/basket", "/logout", "/logout-there", "/logout-elsewhere", "/servers/1", "/redis"} {
+	for _, path := range []string{"/login", "/basket", "/logout", "/logout-there", "/logout-elsewhere", "/race", "/logout-race", "/servers/1", "/redis"} {
 		b.want(b.send("POST", path, nil, http.Header{"Sec-Fetch-Site": {"cross-site"}}), "403")
 		b.want(b.send("POST", path, nil, http.Header{"Origin": {"http://elsewhere.example"}}), "403")
 		b.want(b.send("GET", path, nil, nil), "40") // 404 or 405

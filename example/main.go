@@ -7,7 +7,7 @@
 //	go run ./example -redis redis://localhost:7000 -cluster                 # a Cluster
 //
 // What an application would do stands in app.go. Around it: servers.go, the servers and
-// the balancer; demo.go, the look into Redis; main.go, flags, start and end.
+// the balancer; demo.go, the races and the look into Redis; main.go, flags, start and end.
 package main
 
 import (
