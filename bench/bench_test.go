@@ -4,61 +4,137 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 )
 
-// TestEveryContenderWorks runs the whole comparison, for a moment each.
-func TestEveryContenderWorks(t *testing.T) {
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("redis-server is not on PATH: CI tests the real thing")
+// TestMain lets this program be the worker that the benchmarks start.
+func TestMain(m *testing.M) {
+	if os.Getenv(asWorker) != "" {
+		if err := work(os.Stdin, os.Stdout); err != nil {
+			panic(err)
 		}
-		t.Skip("redis-server is not on PATH; to run this test: apt-get install redis-server, or brew install redis")
+		return
 	}
-	*rounds, *slice, *clients = 1, 5*time.Millisecond, "1,4"
+	os.Exit(m.Run())
+}
+
+func needRedis(t testing.TB) {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err == nil {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("redis-server is not on PATH: CI tests the real thing")
+	}
+	t.Skip("redis-server is not on PATH; to run this test: apt-get install redis-server, or brew install redis")
+}
+
+// TestEveryPartWorks runs all that is measured, for a moment each. All of it checks what
+// it reads, and that no update under a lock is lost.
+func TestEveryPartWorks(t *testing.T) {
+	needRedis(t)
+	defer func(n []int, m int, s []size) { atOnce, many, sizes = n, m, s }(atOnce, many, sizes)
+	atOnce, many = []int{1, 2, 4, 8}, 4
+	sizes = []size{{"nothing", 0}, {"little", 16}, {"some", 256}, {"more", 4 << 10}}
+	*rounds, *slice, *lockSlice, *most, *filling, *trials = 1, 2*time.Millisecond, 10*time.Millisecond, 10_000, 200, 3
+	*charts = t.TempDir()
 	var out bytes.Buffer
-	if err := run(&out); err != nil {
-		t.Fatal(err)
+	b, err := run(&out)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &out)
 	}
-	if lines := strings.Count(out.String(), "\n"); lines != 1+3*2*7 {
-		t.Errorf("%d lines:\n%s", lines, &out)
+	for _, name := range []string{"concurrency.svg", "size.svg"} {
+		if svg, err := os.ReadFile(filepath.Join(*charts, name)); err != nil || !bytes.Contains(svg, []byte("</svg>")) {
+			t.Errorf("%s: %v, %d bytes", name, err, len(svg))
+		}
 	}
-	*clients = "none"
-	if err := run(&out); err == nil {
-		t.Error("no error for a concurrency that is not a number")
+	// What does not depend on how fast the machine is.
+	for _, c := range []struct {
+		work, store string
+		commands    float64
+	}{
+		{read, theirs, 2}, {read, unpinged, 1}, {read, scsStore, 1}, {read, inCookie, 0}, {read, plain, 1},
+		{read, pipelined, 1}, {read, cached, 0}, {read, limit, 1},
+		{save, theirs, 4}, {save, plain, 2}, {create, plain, 1}, {logout, plain, 2}, {locked, locking, 2},
+	} {
+		if r := b.find(c.work, sizes[0], 1, c.store); r.commands != c.commands || len(r.samples) != 1 {
+			t.Errorf("%s, %s: %v commands, want %v; %d samples", c.work, c.store, r.commands, c.commands, len(r.samples))
+		}
+	}
+	if figures := b.targets(); len(figures) != 20 {
+		t.Errorf("%d targets:\n%s", len(figures), &out)
+	} else if strings.Contains(out.String(), "NaN") || strings.Contains(out.String(), "Inf") {
+		t.Errorf("not a number:\n%s", &out)
 	}
 }
 
-// BenchmarkStores runs each contender under go test -bench.
-func BenchmarkStores(b *testing.B) {
-	addr, stop, err := startRedis()
-	if err != nil {
-		b.Skip(err)
+func TestWhatIsNoPartIsRefused(t *testing.T) {
+	defer func(was string) { *parts, *charts = was, "" }(*parts)
+	*parts, *charts = "lock", "."
+	if _, err := run(&bytes.Buffer{}); err == nil {
+		t.Error("charts are drawn of nothing")
 	}
-	defer stop()
-	all, err := contenders(addr)
+	*parts = "read,nothing"
+	if _, err := run(&bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "sizing") {
+		t.Errorf("the error does not name the parts: %v", err)
+	}
+}
+
+// TestTheLockNeverReadsTheCache: through a client that has the session in its cache, a
+// read with the lock sees what another client has just had acknowledged, always.
+func TestTheLockNeverReadsTheCache(t *testing.T) {
+	needRedis(t)
+	s, err := startRedis()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.stop()
+	const trials = 300
+	plainly, locked, err := readCached(s.addr, trials)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if locked > 0 {
+		t.Errorf("the lock read an old value in %d of %d", locked, trials)
+	}
+	t.Logf("the plain store read an old value in %d of %d", plainly, trials)
+}
+
+// BenchmarkStores runs each contender with as many requests at once as there are cores.
+func BenchmarkStores(b *testing.B) {
+	needRedis(b)
+	s, err := startRedis()
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, work := range []string{"read", "read+save", "new"} {
-		for _, c := range all {
-			b.Run(work+"/"+c.name, func(b *testing.B) {
-				cookie, err := c.request["new"]("")
-				b.ReportAllocs()
-				for b.Loop() {
-					if work == "new" {
-						cookie = ""
-					}
-					if err == nil {
-						cookie, err = c.request[work](cookie)
-					}
+	defer s.stop()
+	all, err := contenders(s.addr, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, work := range []string{read, save, locked, create} {
+		for _, size := range sizes {
+			for _, c := range all {
+				if c.can(work, size) && (work == read || size.n == 0) {
+					b.Run(strings.Join([]string{work, size.name, c.name}, "/"), func(b *testing.B) { c.benchmark(b, work, size) })
 				}
-				if err != nil {
-					b.Fatal(err)
-				}
-			})
+			}
 		}
 	}
+}
+
+func (c contender) benchmark(b *testing.B, work string, s size) {
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		crowd, err := c.crowd(s, 1)
+		for err == nil && pb.Next() {
+			err = c.do(work, crowd[0])
+		}
+		if err != nil {
+			b.Error(err)
+		}
+	})
 }

@@ -42,10 +42,10 @@ func TestTheExampleInABrowser(t *testing.T) {
 		"memory": func(t *testing.T) []string { return nil },
 		"server": func(t *testing.T) []string { return []string{"-redis", "redis://" + topology.Start(t).Addr} },
 		"cluster": func(t *testing.T) []string {
-			return []string{"-cluster", "-redis", "redis://" + topology.Cluster(t, 3)[1].Addr}
+			return []string{"-cluster", "-redis", "redis://" + topology.Cluster(t, 3, 0)[1].Addr}
 		},
 		"sentinel": func(t *testing.T) []string {
-			_, _, sentinels := topology.Sentinels(t)
+			_, sentinels := topology.Sentinels(t, 1)
 			return []string{"-redis", "redis://" + sentinels[0].Addr + "?master_name=" + topology.MasterName}
 		},
 	} {

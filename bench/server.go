@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A server is a redis-server of our own, with a client to look at it.
+type server struct {
+	addr  string
+	admin *redis.Client
+	stop  func()
+}
+
+// startRedis starts a redis-server on a free loopback port, without persistence.
+func startRedis() (*server, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	addr := l.Addr().String()
+	l.Close()
+	_, port, _ := net.SplitHostPort(addr)
+	cmd := exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%w (apt-get install redis-server, or brew install redis)", err)
+	}
+	s := &server{addr: addr, admin: redis.NewClient(&redis.Options{Addr: addr})}
+	s.stop = func() {
+		s.admin.Close()
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	for range 1000 {
+		if s.admin.Ping(context.Background()).Err() == nil {
+			return s, nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	s.stop()
+	return nil, errors.New("redis-server does not answer after 5 s")
+}
+
+// info returns a number from INFO.
+func (s *server) info(section, field string) float64 {
+	n, _ := strconv.ParseFloat(s.text(section, field), 64)
+	return n
+}
+
+// text returns a field of INFO; "" if there is none.
+func (s *server) text(section, field string) string {
+	all, _ := s.admin.Info(context.Background(), section).Result()
+	for line := range strings.Lines(all) {
+		if value, found := strings.CutPrefix(strings.TrimSpace(line), field+":"); found {
+			return value
+		}
+	}
+	return ""
+}
+
+// cpu is the time that Redis has computed so far.
+func (s *server) cpu() time.Duration {
+	return time.Duration((s.info("cpu", "used_cpu_user") + s.info("cpu", "used_cpu_sys")) * float64(time.Second))
+}
+
+// flush drops what a case has left behind.
+func (s *server) flush() error { return s.admin.FlushAll(context.Background()).Err() }
+
+// ownCPU is the time that this process has computed so far.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// A meter counts what clients send to Redis and get back. Redis' own counters would
+// do for bytes, but count what a script does as further commands.
+type meter struct{ commands, bytes atomic.Int64 }
+
+func (m *meter) reset() {
+	m.commands.Store(0)
+	m.bytes.Store(0)
+}
+
+func (m *meter) dial(_ context.Context, network, addr string) (net.Conn, error) {
+	c, err := net.Dial(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &meteredConn{TCPConn: c.(*net.TCPConn), meter: m}, nil
+}
+
+// meteredConn stays a TCPConn, so that go-redis tests its health as it does others'.
+type meteredConn struct {
+	*net.TCPConn
+	meter *meter
+	line  []byte // of the protocol, so far
+	skip  int    // bytes of an argument that are still to come
+}
+
+func (c *meteredConn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	c.meter.bytes.Add(int64(n))
+	return n, err
+}
+
+// Write counts the arrays in what it sends: each is a command.
+func (c *meteredConn) Write(b []byte) (int, error) {
+	c.meter.bytes.Add(int64(len(b)))
+	for i := 0; i < len(b); i++ {
+		if c.skip > 0 {
+			n := min(c.skip, len(b)-i)
+			c.skip -= n
+			i += n - 1
+			continue
+		}
+		if b[i] != '\n' {
+			c.line = append(c.line, b[i])
+			continue
+		}
+		switch c.line[0] {
+		case '*':
+			c.meter.commands.Add(1)
+		case '$':
+			n, _ := strconv.Atoi(strings.TrimSpace(string(c.line[1:])))
+			c.skip = n + len("\r\n")
+		}
+		c.line = c.line[:0]
+	}
+	return c.TCPConn.Write(b)
+}
