@@ -52,16 +52,29 @@ func (GobSerializer) Deserialize(data []byte, session *sessions.Session) error {
 		session.Values = values
 		return nil
 	}
-	var values map[any]any // a fresh one: gob leaves half of a broken value behind
-	r := bytes.NewReader(data)
-	if err := gob.NewDecoder(r).Decode(&values); err != nil {
+	values, err := decodeGob(data)
+	if err != nil {
 		return fmt.Errorf("GobSerializer: %w", err)
-	}
-	if r.Len() > 0 {
-		return fmt.Errorf("GobSerializer: %d bytes after the value", r.Len())
 	}
 	session.Values = values
 	return nil
+}
+
+// decodeGob decodes one gob, and nothing after it.
+func decodeGob(data []byte) (values map[any]any, err error) {
+	defer func() { // what cannot be a key, such as a slice, makes encoding/gob panic
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	r := bytes.NewReader(data)
+	if err := gob.NewDecoder(r).Decode(&values); err != nil {
+		return nil, err
+	}
+	if r.Len() > 0 {
+		return nil, fmt.Errorf("%d bytes after the value", r.Len())
+	}
+	return values, nil
 }
 
 // JSONSerializer stores session.Values as one JSON object, which other languages
