@@ -1,6 +1,7 @@
 package redistore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -73,6 +74,17 @@ func Example() {
 func ExampleNew() {
 	client := redis.NewClient(&redis.Options{
 		Addr:                  "localhost:6379",
+		ContextTimeoutEnabled: true,
+	})
+	store := redistore.New(client, key)
+	_ = store
+}
+
+// A shard that does not answer keeps its sessions, instead of lending them to others.
+func ExampleNew_ring() {
+	client := redis.NewRing(&redis.RingOptions{
+		Addrs:                 map[string]string{"one": "10.0.0.1:6379", "two": "10.0.0.2:6379"},
+		HeartbeatFn:           func(context.Context, *redis.Client) bool { return true },
 		ContextTimeoutEnabled: true,
 	})
 	store := redistore.New(client, key)

@@ -1188,6 +1188,37 @@ func TestRedisDown(t *testing.T) {
 	equal(t, "user, after the same store has recovered", login(t, store).user(t, store), "ann")
 }
 
+// TestGoneAfterALostReply loses the reply to a Save that was done, and ends the session
+// before the client repeats it: nothing is stored, and Save says that it has ended.
+func TestGoneAfterALostReply(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		l := &lossy{}
+		again := func() {}
+		store := New(srv.client(t, l.options, func(o *redis.Options) {
+			dial := o.Dialer
+			o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				again()
+				return dial(ctx, network, addr)
+			}
+		}), hashKey)
+		b := login(t, store)
+		s, r, _ := b.get(t, store)
+		key, before := srv.only(t)
+		s.Values["n"] = 1
+		again = func() {
+			if _, value := srv.only(t); value == before {
+				t.Error("the first attempt has stored nothing: this shows nothing")
+			}
+			must(t, srv.admin.Del(t.Context(), key).Err())
+		}
+		l.replies.Store(1)
+		w := httptest.NewRecorder()
+		wantErr(t, s.Save(r, w), ErrGone)
+		equal(t, "cookies", len(w.Result().Cookies()), 0)
+		equal(t, "keys", len(srv.keys(t)), 0)
+	})
+}
+
 func TestErrorsSayWhichStepFailed(t *testing.T) {
 	t.Run("NOAUTH", func(t *testing.T) {
 		t.Parallel()
