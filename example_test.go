@@ -1,12 +1,17 @@
 package redistore_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -97,6 +102,14 @@ func ExampleNew_keyRotation() {
 	_ = store
 }
 
+// New never fails; Ping says what is wrong with the configuration, or with Redis.
+func ExampleStore_Ping() {
+	store := redistore.New(client, key)
+	if err := store.Ping(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
+
 func ExampleStore() {
 	store := redistore.New(client, key)
 	store.KeyPrefix = "shop_session_"
@@ -140,6 +153,19 @@ func ExampleStore_Save_logout() {
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 	}
 	_ = logout
+}
+
+// A cookie that ends with the browser, unless the user asked to be remembered. Options
+// are not stored with the session, so they are set each time it is loaded.
+func ExampleStore_rememberMe() {
+	get := func(r *http.Request) (*sessions.Session, error) {
+		session, err := store.Get(r, "session")
+		if session.Values["remember"] != true {
+			session.Options.MaxAge = 0
+		}
+		return session, err
+	}
+	_ = get
 }
 
 // A session that cannot be decoded any more must not keep its user from logging in.
@@ -227,6 +253,33 @@ func ExampleLockingStore_withoutTheLock() {
 	_ = reader
 }
 
+// Two logins of one user, seen and ended by the user's name.
+func ExampleSetOwner() {
+	client, stop := startRedis()
+	defer stop()
+	store := redistore.New(client, key)
+	for _, device := range []string{"phone", "laptop"} {
+		r, w := httptest.NewRequest("POST", "/login", nil), httptest.NewRecorder()
+		session, _ := store.Get(r, "session")
+		session.Values["device"] = device
+		redistore.SetOwner(session, "user:42")
+		if err := store.Renew(r, w, session); err != nil {
+			fmt.Println(err)
+		}
+	}
+
+	list, err := store.Sessions(context.Background(), "user:42")
+	fmt.Println(len(list), err)
+	ended, err := store.Revoke(context.Background(), "user:42")
+	fmt.Println(ended, err)
+	list, err = store.Sessions(context.Background(), "user:42")
+	fmt.Println(len(list), err)
+	// Output:
+	// 2 <nil>
+	// 2 <nil>
+	// 0 <nil>
+}
+
 // Log out everywhere but here.
 func ExampleStore_Revoke() {
 	login := func(w http.ResponseWriter, r *http.Request) {
@@ -303,6 +356,57 @@ func (p plainToo) Deserialize(data []byte, session *sessions.Session) error {
 func ExampleEncrypt_switchingOn() {
 	store := redistore.New(client, key)
 	store.Serializer = plainToo{redistore.Encrypt(redistore.GobSerializer{}, encryptionKey)}
+}
+
+// A Serializer of one's own can wrap another, here to store less.
+type compressed struct{ redistore.Serializer }
+
+func (c compressed) Serialize(session *sessions.Session) ([]byte, error) {
+	plain, err := c.Serializer.Serialize(session)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, err = w.Write(plain)
+	err = errors.Join(err, w.Close())
+	return b.Bytes(), err
+}
+
+func (c compressed) Deserialize(data []byte, session *sessions.Session) error {
+	r, err := gzip.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	plain, err := io.ReadAll(io.LimitReader(r, 1<<20)) // whatever a planted value claims to be
+	if err != nil {
+		return err
+	}
+	return c.Serializer.Deserialize(plain, session)
+}
+
+func ExampleSerializer() {
+	client, stop := startRedis()
+	defer stop()
+	store := redistore.New(client, key)
+	store.Serializer = compressed{redistore.GobSerializer{}}
+
+	r, w := httptest.NewRequest("GET", "/", nil), httptest.NewRecorder()
+	session, _ := store.Get(r, "session")
+	session.Values["terms"] = strings.Repeat("and so on, ", 1000)
+	if err := session.Save(r, w); err != nil {
+		fmt.Println(err)
+	}
+	size := client.StrLen(r.Context(), "session_"+session.ID).Val()
+	fmt.Println(size < 1000)
+
+	r = httptest.NewRequest("GET", "/", nil)
+	r.AddCookie(w.Result().Cookies()[0])
+	session, err := store.Get(r, "session")
+	fmt.Println(len(session.Values["terms"].(string)), err)
+	// Output:
+	// true
+	// 11000 <nil>
 }
 
 // Users who are logged in under sessions.CookieStore stay so.
