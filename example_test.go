@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -166,6 +167,24 @@ func ExampleStore_rememberMe() {
 		return session, err
 	}
 	_ = get
+}
+
+// What a provider posts back comes without a SameSite=Lax cookie. The state has a session
+// of its own, so that the login's cookie can stay as it is.
+func ExampleStore_oauthState() {
+	login := func(w http.ResponseWriter, r *http.Request) {
+		state, err := store.Get(r, "oauth-state")
+		state.Options.SameSite, state.Options.MaxAge = http.SameSiteNoneMode, 10*60 // 10 minutes
+		if errors.Is(err, redistore.ErrNotLoaded) {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
+		}
+		state.Values["state"] = rand.Text()
+		if err := state.Save(r, w); err != nil {
+			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		}
+	}
+	_ = login
 }
 
 // A session that cannot be decoded any more must not keep its user from logging in.
