@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	// ErrConflict is returned by LockingStore's Save and Renew when another request
+	// ErrConflict is returned by LockingStore's Save, Renew and Update when another request
 	// changed the session after this one loaded it, because this one held it for
 	// longer than TTL, or when the session was not loaded through the LockingStore.
 	// Nothing was written: load the session again, which Update does, and repeat.
@@ -92,13 +92,14 @@ type LockingStore struct {
 	known [3]atomic.Bool   // scripts that Redis has seen
 }
 
-// NewLockingStore puts the lock around a store.
+// NewLockingStore puts the lock around a store, with a TTL of 10 s, a Wait of 15 s and
+// 64 MaxWaiters. Set its fields before the first request.
 func NewLockingStore(store *Store) *LockingStore {
 	return &LockingStore{Store: store, TTL: 10 * time.Second, Wait: 15 * time.Second, MaxWaiters: 64}
 }
 
 // Get locks and loads the session, once per request, and waits while other
-// requests hold it. See [Store.Get].
+// requests hold it, for as long as Wait: then, [ErrLocked]. See [Store.Get].
 func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(l, name)
 	if err == nil && !session.IsNew && session.ID != "" && visitOf(r, l).seen[session] == nil {

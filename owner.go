@@ -44,7 +44,8 @@ const (
 // both are one transaction, in one round trip. With a LockingStore, and on Cluster,
 // Ring and an AutoPipeliner, the index is written first and the session after it, so
 // that the index may list a session that was never written, for a while, but not lack
-// one that was.
+// one that was. With IdleTimeout, Get tells the index that the session lives on: one
+// more command.
 func SetOwner(session *sessions.Session, owner string) {
 	if owner == "" {
 		delete(session.Values, ownerKey)
@@ -71,7 +72,8 @@ func Owner(session *sessions.Session) string {
 // them here does not count against IdleTimeout.
 //
 // They have no name and so no cookie. To end one of them, set its Options.MaxAge to
-// -1 and Save it; do not save them otherwise.
+// -1 and Save it; do not save them otherwise. An owner without sessions has an empty
+// list, and no error.
 //
 // Those that cannot be decoded are left out and joined to the error, beside the
 // others: see [ErrNotLoaded].

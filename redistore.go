@@ -12,6 +12,10 @@
 // in, so that an ID planted before the login is worth nothing after it (session
 // fixation; OWASP ASVS 5.0, 7.2.4).
 //
+// Where requests of one user change a session at the same time, and each change
+// counts, use a [LockingStore]. To list and end a user's sessions, call [SetOwner] at
+// login. To hide values from whoever reads Redis, see [Encrypt].
+//
 // # What an error means
 //
 // Get always returns a usable session, and an error beside it when something
@@ -49,12 +53,13 @@ import (
 
 var (
 	// ErrGone is returned by Save, Renew and Touch when the session was ended
-	// (logout, expiry) while this request was running. Nothing of what it changed is
-	// stored and no cookie was sent: treat the user as logged out.
+	// (logout, Revoke, expiry, or a Renew by another request) while this request was
+	// running. Nothing of what it changed is stored and no cookie was sent: treat the
+	// user as logged out.
 	ErrGone = errors.New("redistore: the session has ended")
 
 	// ErrNotLoaded is returned by Get when Redis or the stored value could not be
-	// read, and by Save and Renew of such a session, which would overwrite values
+	// read, and by Save, Renew and Touch of such a session, which would overwrite values
 	// that nobody has seen. Nothing was written: ask the user to try again. Logging
 	// out (MaxAge -1) works all the same.
 	ErrNotLoaded = errors.New("redistore: the session could not be loaded")
@@ -86,9 +91,10 @@ const (
 // the first request, and use it from any number of goroutines after that. It
 // never closes the client.
 //
-// Every call is one Redis command (Renew: one transaction) and takes 5 seconds at
-// most, if the client was made with ContextTimeoutEnabled. Reads end with the request's context; writes do
-// not, because a client that hangs up must not be able to half-cancel a logout.
+// Every call is one Redis command (Renew: one transaction; what an owner adds, see
+// [SetOwner]) and takes 5 seconds at most, if the client was made with
+// ContextTimeoutEnabled. Reads end with the request's context; writes do not, because
+// a client that hangs up must not be able to half-cancel a logout.
 type Store struct {
 	// Codecs sign the session ID, and encrypt it where an encryption key was given.
 	// The first encodes, all decode. New makes them from keyPairs, without an age
@@ -102,10 +108,12 @@ type Store struct {
 	// is cut to that.
 	Options *sessions.Options
 
-	// KeyPrefix keeps applications that share a Redis apart; "session_".
+	// KeyPrefix keeps applications that share a Redis apart; "session_". Under another
+	// prefix no session is found: that logs everybody out.
 	KeyPrefix string
 
-	// Serializer turns Values into bytes; GobSerializer{}.
+	// Serializer turns Values into bytes; GobSerializer{}. What another one stored may be
+	// [ErrNotLoaded]: change KeyPrefix with it.
 	Serializer Serializer
 
 	// MaxLength of the serialized session in bytes; 1 MiB. Zero: no limit.
@@ -130,7 +138,8 @@ type Store struct {
 	// CookieStoreUntil is when cookies that [sessions.CookieStore] wrote, with the same
 	// name and keys, cease to be taken over. Until then their values are those of a
 	// session that is not new and has no ID, and the first Save moves them to Redis.
-	// They stay bound by MaxAge, as they were. Zero: they never are.
+	// They stay bound by MaxAge, as they were. A leaked signing key forges them, as it
+	// did before. Zero: they never are.
 	CookieStoreUntil time.Time
 
 	client redis.UniversalClient
@@ -161,8 +170,8 @@ func New(client redis.UniversalClient, keyPairs ...[]byte) *Store {
 	}
 }
 
-// MaxAge sets Options.MaxAge, in seconds, like [sessions.CookieStore.MaxAge].
-// Individual sessions override it with their own Options.
+// MaxAge sets Options.MaxAge, in seconds, like [sessions.CookieStore.MaxAge]. Call it
+// before the first request. Individual sessions override it with their own Options.
 func (s *Store) MaxAge(age int) {
 	if s.Options == nil {
 		s.Options = newOptions()
@@ -171,7 +180,8 @@ func (s *Store) MaxAge(age int) {
 }
 
 // Ping reports whether the store is usable: its configuration first, then whether
-// Redis answers.
+// Redis answers, within 5 seconds. Call it when the program starts, and where an
+// orchestrator asks whether the server is ready.
 func (s *Store) Ping(ctx context.Context) error {
 	if err := s.check(); err != nil {
 		return err
@@ -186,7 +196,8 @@ func (s *Store) Ping(ctx context.Context) error {
 // one.
 //
 // An ID that Redis does not know (expired, logged out) is never adopted: the
-// session is new and Save will make a new ID.
+// session is new and Save will make a new ID. That is no error. For those that are,
+// see the package's documentation.
 func (s *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 	return sessions.GetRegistry(r).Get(s, name)
 }
@@ -203,7 +214,9 @@ func (s *Store) New(r *http.Request, name string) (*sessions.Session, error) {
 // logout sticks: see [ErrGone].
 //
 // Options.MaxAge < 0 ends the session: it is deleted and the cookie expired, which
-// happens even when Redis cannot be reached; the error tells.
+// happens even when Redis cannot be reached; the error tells. With any other error, no
+// cookie is set: [ErrGone], [ErrNotLoaded], [ErrTooLarge], or one that says which step
+// failed and why.
 //
 // Setting ID to "" before Save is the same as [Store.Renew]. IDs are otherwise the
 // store's own to make.
@@ -216,15 +229,16 @@ func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.S
 // of Save at login and whenever privileges change (OWASP ASVS 5.0, 7.2.4). A
 // request that is already under way with the old cookie gets ErrGone from its Save.
 //
-// If the connection fails during Renew, the old session may be over too: the user has
-// to log in again.
+// Its errors are those of Save. If the connection fails during Renew, the old session
+// may be over too: the user has to log in again.
 func (s *Store) Renew(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
 	return s.save(s, r, w, session, true)
 }
 
 // Touch extends the session by its MaxAge, in Redis and in the browser, without
-// sending the values. A session that Redis does not have, or that was never saved,
-// is ErrGone.
+// sending the values: for handlers that only read. A session that Redis does not
+// have, or that was never saved, is ErrGone; one that Get could not load is
+// ErrNotLoaded. With MaxAge < 0 it ends the session, as Save does.
 func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
 	if err := s.prepare(s, session); err != nil {
 		return err

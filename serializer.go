@@ -31,7 +31,9 @@ type Serializer interface {
 
 // GobSerializer is the default: it gives back every value with its own type. Types
 // other than the basic ones must be registered with [gob.Register], in every
-// program that reads the session, before the first request.
+// program that reads the session, before the first request. To a server that has not
+// registered a type, sessions that hold it are [ErrNotLoaded]: deploy the registration
+// first, and what stores the type after it.
 type GobSerializer struct{}
 
 // Serialize encodes session.Values as one gob.
@@ -84,8 +86,8 @@ func decodeGob(data []byte) (values map[any]any, err error) {
 // Beyond that change of type nothing is lost: Serialize refuses, with an error that
 // names the key, what would come back as another value. These are keys that are
 // not strings, text that is not valid UTF-8, []byte, NaN and infinities, integers
-// beyond ±2^53, and structs without an exported field. Types with their own MarshalJSON or MarshalText, such as
-// time.Time, are taken at their word.
+// beyond ±2^53, and structs without an exported field. Types with their own
+// MarshalJSON or MarshalText, such as time.Time, are taken at their word.
 type JSONSerializer struct{}
 
 // Serialize encodes session.Values as one JSON object.
