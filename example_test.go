@@ -86,6 +86,18 @@ func ExampleNew() {
 	_ = store
 }
 
+// A client that caches is for handlers that never save.
+func ExampleNew_clientSideCache() {
+	client := redis.NewClient(&redis.Options{
+		Addr:                  "localhost:6379",
+		ContextTimeoutEnabled: true,
+		Protocol:              3,
+		ClientSideCacheConfig: &redis.ClientSideCacheConfig{MaxEntries: 10_000, MaxStaleness: time.Second},
+	})
+	store := redistore.New(client, key)
+	_ = store
+}
+
 // A shard that does not answer keeps its sessions, instead of lending them to others.
 func ExampleNew_ring() {
 	client := redis.NewRing(&redis.RingOptions{
