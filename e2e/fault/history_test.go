@@ -65,6 +65,7 @@ type step struct {
 	value  int
 	maybe  bool // it may not have happened
 	adrift bool // during a failover, in which two servers may answer, in turns
+	evicts bool // Redis may have dropped the session by then
 }
 
 const (
@@ -100,6 +101,8 @@ func next(from state, s step) (to []state) {
 		to = append(to, with(s.value))
 	case s.do == alive && from.alive, s.do == dead && !from.alive:
 		to = append(to, from)
+	case s.do == dead && s.evicts:
+		to = append(to, state{max: from.max})
 	case s.do == end, s.do == endIf && holds:
 		to = append(to, state{max: from.max})
 	case s.do == rollback:
@@ -139,6 +142,7 @@ type session struct {
 	id      string
 	created *op // acknowledged
 	windows []window
+	evicts  bool
 	steps   []porcupine.Operation
 	ends    []*op // acknowledged
 	ops     []*op
@@ -152,7 +156,7 @@ func (h *history) sessions() []*session {
 		if o.New == "" || o.Out != done {
 			continue
 		}
-		s := &session{id: o.New, created: o, windows: h.windows}
+		s := &session{id: o.New, created: o, windows: h.windows, evicts: h.evicts}
 		s.add(o.Start, o.End, step{do: create, value: o.Value})
 		all[o.New] = s
 		owned[o.Owner] = append(owned[o.Owner], s)
@@ -177,9 +181,7 @@ func (h *history) sessions() []*session {
 				s.add(w.start, w.end, step{do: rollback, maybe: true})
 			}
 		}
-		if h.evicts {
-			s.add(s.created.Start, forever, step{do: end, maybe: true})
-		}
+		s.forgetUnseen()
 		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b *session) int { return cmp.Compare(a.created.Start, b.created.Start) })
@@ -187,6 +189,7 @@ func (h *history) sessions() []*session {
 }
 
 func (s *session) add(start, end int64, what step) {
+	what.evicts = s.evicts
 	what.adrift = slices.ContainsFunc(s.windows, func(w window) bool { return start <= w.end && w.start <= end })
 	s.steps = append(s.steps, porcupine.Operation{Input: what, Call: start, Return: end})
 }
@@ -229,17 +232,35 @@ func (s *session) call(o *op) {
 		does(alive, 0)
 	case o.Do == "set" && o.Wrote != 0:
 		does(set, o.Wrote)
-		if o.Out == done { // the client may have sent it twice, and the first may yet arrive
-			again := o.End
-			if o.End-o.Start > int64(50*time.Millisecond) {
-				again = forever
-			}
-			s.add(o.Start, again, step{do: set, value: o.Wrote, maybe: true})
+		switch took := time.Duration(o.End - o.Start); { // the client may have sent it twice
+		case o.Out != done || took < retry:
+		case took < 50*time.Millisecond:
+			s.add(o.Start, o.End, step{do: set, value: o.Wrote, maybe: true})
+		default: // and the first may yet arrive
+			s.add(o.Start, forever, step{do: set, value: o.Wrote, maybe: true})
 		}
 	}
 	if o.Out == done && (o.Do == "logout" || strings.HasPrefix(o.Do, "renew")) {
 		s.ends = append(s.ends, o)
 	}
+}
+
+// retry is how long go-redis waits, at the least, before it sends a command again.
+const retry = 8 * time.Millisecond
+
+// forgetUnseen leaves out what may have been set, but was seen by nobody: it would only
+// cost time to find out when it was.
+func (s *session) forgetUnseen() {
+	seen := map[int]bool{}
+	for _, o := range s.steps {
+		if in := o.Input.(step); in.do == read {
+			seen[in.value] = true
+		}
+	}
+	s.steps = slices.DeleteFunc(s.steps, func(o porcupine.Operation) bool {
+		in := o.Input.(step)
+		return in.do == set && in.maybe && !seen[in.value]
+	})
 }
 
 // revoke ends whatever the owner had before.
@@ -310,7 +331,7 @@ func (h *history) check() *verdict {
 		v.count(h, s)
 		free <- struct{}{}
 		wg.Go(func() {
-			result := porcupine.CheckOperationsTimeout(model, s.steps, 20*time.Second)
+			result := porcupine.CheckOperationsTimeout(model, s.steps, time.Minute)
 			mu.Lock()
 			defer mu.Unlock()
 			switch result {
