@@ -105,6 +105,11 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 	if err == nil && !session.IsNew && session.ID != "" && visitOf(r, l).seen[session] == nil {
 		// It was loaded without the lock, by a middleware that only reads.
 		session, _, err = l.fresh(r, name)
+		if errors.Is(err, ErrGone) { // as if it had not been loaded
+			fresh := sessions.NewSession(l, name)
+			fresh.IsNew, fresh.Options = true, l.options()
+			*session, err = *fresh, nil
+		}
 	}
 	return session, err
 }
@@ -133,9 +138,11 @@ func (l *LockingStore) Renew(r *http.Request, w http.ResponseWriter, session *se
 // unlocks it: the shortest time that a session can be held. An error from fn saves
 // nothing and is returned as it is.
 //
-// If the request has loaded the session before, that very session is loaded again,
-// and changes that were not saved are lost. Within fn, Update of the same session
-// calls its fn on it and leaves saving, or not, to the outer one.
+// If the request has loaded or saved the session before, that very session is loaded
+// again, and changes that were not saved are lost; if it has ended meanwhile, Update is
+// [ErrGone] and does not call fn. Otherwise fn gets a new session, as Get gives one, where
+// there is none: IsNew tells. Within fn, Update of the same session calls its fn on it
+// and leaves saving, or not, to the outer one.
 func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name string, fn func(*sessions.Session) error) error {
 	if err := l.check(); err != nil {
 		return err
@@ -174,11 +181,26 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		l.leave(r, loaded.ID)
 		return loaded, nil, err // and the registered one stays as it is
 	}
-	before := *loaded
 	session, registryErr := sessions.GetRegistry(r).Get(preloaded{l, loaded, err}, name)
 	if session == nil {
 		return loaded, nil, registryErr // not a cookie name
 	}
+	if n, _ := notes(r)[session].(note); session.ID != "" && session.ID != loaded.ID && !n.unread {
+		// This request has saved it under that ID, which its cookies do not have, or has
+		// loaded what has ended since.
+		l.leave(r, loaded.ID)
+		found, err := l.find(kept, r, loaded, session.ID)
+		switch {
+		case err != nil:
+			l.leave(r, loaded.ID)
+			return loaded, nil, err
+		case !found:
+			return session, nil, ErrGone
+		}
+		delete(notes(r), loaded)
+		err = nil // a cookie that proves nothing has been replaced
+	}
+	before := *loaded
 	*session = before
 	notes(r)[session] = notes(r)[loaded]
 	delete(visit.seen, loaded)

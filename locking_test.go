@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -1599,4 +1600,117 @@ func TestTheLockOnEveryClient(t *testing.T) {
 		equal(t, name+": ended", n, 1)
 	}
 	srv.free(t)
+}
+
+// TestUpdateGoesOnWithWhatTheRequestSaved calls Update after the request has given its
+// session another ID than its cookies have.
+func TestUpdateGoesOnWithWhatTheRequestSaved(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		plain, _ := srv.store(t)
+		plain.CookieStoreUntil = plain.now().Add(time.Hour)
+		store := NewLockingStore(plain)
+		set := func(key string) func(*sessions.Session) error {
+			return func(s *sessions.Session) error {
+				s.Values[key] = true
+				return nil
+			}
+		}
+		old := httptest.NewRecorder()
+		must(t, sessions.NewCookieStore(hashKey).Save(nil, old, moving(t)))
+		moved := browser{}
+		moved.keep(old)
+		for name, b := range map[string]browser{"first visit": {}, "logged in": login(t, plain), "moving in": moved} {
+			for renew, with := range map[string]func(*http.Request, http.ResponseWriter){
+				"Update": func(r *http.Request, w http.ResponseWriter) { must(t, store.Update(r, w, "s", set("first"))) },
+				"Renew": func(r *http.Request, w http.ResponseWriter) {
+					s, err := store.Get(r, "s")
+					must(t, err)
+					must(t, set("first")(s))
+					must(t, store.Renew(r, w, s))
+				},
+			} {
+				b := maps.Clone(b)
+				if name == "logged in" {
+					b = login(t, plain)
+				}
+				r, end := b.lived(t)
+				w := httptest.NewRecorder()
+				with(r, w)
+				must(t, store.Update(r, w, "s", set("second")))
+				end()
+				b.keep(w)
+				s, _, _ := b.get(t, plain)
+				equal(t, name+", "+renew+": values", fmt.Sprint(s.Values["first"], s.Values["second"]), "true true")
+			}
+		}
+	})
+}
+
+func moving(t *testing.T) *sessions.Session {
+	s := sessions.NewSession(sessions.NewCookieStore(hashKey), "s")
+	s.Options = &sessions.Options{Path: "/", MaxAge: 3600}
+	return s
+}
+
+// TestUpdateOfASessionThatHasEnded is for streams: they must not start a session with
+// each change, after a logout that they do not see.
+func TestUpdateOfASessionThatHasEnded(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, load := range map[string]func(*LockingStore, *http.Request) (*sessions.Session, error){
+			"with the lock":    func(l *LockingStore, r *http.Request) (*sessions.Session, error) { return l.Get(r, "s") },
+			"without the lock": func(l *LockingStore, r *http.Request) (*sessions.Session, error) { return l.Store.Get(r, "s") },
+		} {
+			plain, _ := srv.store(t)
+			store := NewLockingStore(plain)
+			b := login(t, plain)
+			r, end := b.lived(t)
+			s, err := load(store, r)
+			must(t, err)
+			out, or, _ := b.get(t, plain)
+			out.Options.MaxAge = -1
+			must(t, out.Save(or, httptest.NewRecorder()))
+			for range 3 {
+				w := httptest.NewRecorder()
+				wantErr(t, store.Update(r, w, "s", func(*sessions.Session) error {
+					t.Errorf("%s: Update calls fn", name)
+					return nil
+				}), ErrGone)
+				equal(t, "cookies", len(w.Result().Cookies()), 0)
+			}
+			if name == "with the lock" { // the other is ErrConflict, as always
+				wantErr(t, store.Save(r, httptest.NewRecorder(), s), ErrGone)
+			}
+			equal(t, name+": keys", len(srv.keys(t)), 0)
+			end()
+
+			// A request that has not seen it begins anew, as with Get.
+			r, end = b.lived(t)
+			must(t, store.Update(r, httptest.NewRecorder(), "s", func(s *sessions.Session) error {
+				equal(t, name+": IsNew", s.IsNew, true)
+				return nil
+			}))
+			end()
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+	})
+}
+
+// TestGetAfterASessionHasEnded loads with the lock what a middleware has loaded without
+// it, and what has ended in between.
+func TestGetAfterASessionHasEnded(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		plain, _ := srv.store(t)
+		store := NewLockingStore(plain)
+		b := login(t, plain)
+		r, end := b.lived(t)
+		defer end()
+		_, err := plain.Get(r, "s")
+		must(t, err)
+		out, or, _ := b.get(t, plain)
+		out.Options.MaxAge = -1
+		must(t, out.Save(or, httptest.NewRecorder()))
+		s, err := store.Get(r, "s")
+		must(t, err)
+		equal(t, "IsNew, ID, values", fmt.Sprintf("%t %q %d", s.IsNew, s.ID, len(s.Values)), `true "" 0`)
+	})
 }

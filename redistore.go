@@ -293,30 +293,38 @@ func (s *Store) open(b backend, r *http.Request, session *sessions.Session) erro
 		return err
 	}
 	session.Options = s.options()
-	ctx, cancel := context.WithTimeout(r.Context(), timeout)
-	defer cancel()
 	ids, invalid := s.ids(r, session.Name())
-	for _, id := range ids {
-		session.ID = id
-		found, err := s.load(ctx, b, r, session)
-		if err != nil {
-			notes(r)[session] = note{unread: true}
-			return &loadError{err}
-		}
-		if !found {
-			continue
-		}
-		session.IsNew = false
-		if len(ids) > 1 {
-			notes(r)[session] = note{id: id}
-		}
-		return nil
+	found, err := s.find(b, r, session, ids...)
+	if found && len(ids) > 1 {
+		notes(r)[session] = note{id: session.ID}
+	}
+	if found || err != nil {
+		return err
 	}
 	session.ID = ""
 	if s.now().Before(s.CookieStoreUntil) && s.takeOver(r, session) {
 		return nil
 	}
 	return invalid
+}
+
+// find loads the session of the first of these IDs that has a record.
+func (s *Store) find(b backend, r *http.Request, session *sessions.Session, ids ...string) (found bool, err error) {
+	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	defer cancel()
+	for _, id := range ids {
+		session.ID = id
+		found, err := s.load(ctx, b, r, session)
+		if err != nil {
+			notes(r)[session] = note{unread: true}
+			return false, &loadError{err}
+		}
+		if found {
+			session.IsNew = false
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // takeOver loads a session from the cookie that CookieStore wrote.
