@@ -186,7 +186,7 @@ func ExampleStore_rememberMe() {
 func ExampleStore_oauthState() {
 	login := func(w http.ResponseWriter, r *http.Request) {
 		state, err := store.Get(r, "oauth-state")
-		state.Options.SameSite, state.Options.MaxAge = http.SameSiteNoneMode, 10*60 // 10 minutes
+		state.Options.SameSite, state.Options.Secure, state.Options.MaxAge = http.SameSiteNoneMode, true, 10*60 // 10 minutes
 		if errors.Is(err, redistore.ErrNotLoaded) {
 			http.Error(w, "please try again", http.StatusServiceUnavailable)
 			return
@@ -203,7 +203,7 @@ func ExampleStore_oauthState() {
 func ExampleStore_Renew_overWhatCannotBeRead() {
 	login := func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session")
-		if errors.Is(err, redistore.ErrNotLoaded) {
+		if errors.Is(err, redistore.ErrNotDecoded) {
 			maxAge := session.Options.MaxAge
 			session.Options.MaxAge = -1
 			if err := session.Save(r, w); err != nil { // Redis cannot be reached

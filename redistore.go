@@ -64,6 +64,11 @@ var (
 	// out (MaxAge -1) works all the same.
 	ErrNotLoaded = errors.New("redistore: the session could not be loaded")
 
+	// ErrNotDecoded comes with ErrNotLoaded when Redis was read, and it is the Serializer
+	// that refuses the value: a gob type was renamed, the Serializer changed, or the key of
+	// [Encrypt] is missing. Trying again does not help; only logging out does.
+	ErrNotDecoded = errors.New("redistore: the value could not be decoded")
+
 	// ErrTooLarge is returned by Save and Renew when the serialized session exceeds
 	// Store.MaxLength. What was stored before stays: keep less in the session, or
 	// raise MaxLength.
@@ -376,7 +381,10 @@ func (s *Store) decode(data []byte, session *sessions.Session) error {
 	if err != nil || session.Values == nil {
 		session.Values = make(map[any]any)
 	}
-	return err
+	if err != nil {
+		return &decodeError{err}
+	}
+	return nil
 }
 
 // read returns what Redis holds.
@@ -881,6 +889,12 @@ type loadError struct{ reason error }
 
 func (e *loadError) Error() string   { return "redistore: load: " + e.reason.Error() }
 func (e *loadError) Unwrap() []error { return []error{ErrNotLoaded, e.reason} }
+
+// decodeError is the reason where it is the Serializer's.
+type decodeError struct{ reason error }
+
+func (e *decodeError) Error() string   { return e.reason.Error() }
+func (e *decodeError) Unwrap() []error { return []error{ErrNotDecoded, e.reason} }
 
 // failed says which step an error belongs to.
 func failed(step string, err error) error {

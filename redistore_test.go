@@ -1188,6 +1188,24 @@ func TestRedisDown(t *testing.T) {
 	equal(t, "user, after the same store has recovered", login(t, store).user(t, store), "ann")
 }
 
+// TestNotDecoded tells a value that nobody can decode from one that could not be had.
+func TestNotDecoded(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		b := login(t, store)
+		rec.failOnce("get", errors.New("no network"))
+		_, err := store.Get(b.request(t), "s")
+		wantErr(t, err, ErrNotLoaded)
+		equal(t, "not decoded, no network", errors.Is(err, ErrNotDecoded), false)
+
+		key, _ := srv.only(t)
+		must(t, srv.admin.Set(t.Context(), key, "not a gob", time.Hour).Err())
+		_, err = store.Get(b.request(t), "s")
+		wantErr(t, err, ErrNotLoaded)
+		wantErr(t, err, ErrNotDecoded)
+	})
+}
+
 // TestGoneAfterALostReply loses the reply to a Save that was done, and ends the session
 // before the client repeats it: nothing is stored, and Save says that it has ended.
 func TestGoneAfterALostReply(t *testing.T) {

@@ -78,6 +78,22 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 	}
 }
 
+// TestTheACLRuleOnACluster adds what the README says that a Cluster needs.
+func TestTheACLRuleOnACluster(t *testing.T) {
+	rule := append(aclRule(t), "+cluster|slots", "+command")
+	nodes := topology.Cluster(t, 3, 0)
+	for _, n := range nodes {
+		args := []any{"ACL", "SETUSER"}
+		for _, r := range rule {
+			args = append(args, r)
+		}
+		must(t, n.Client().Do(t.Context(), args...).Err())
+	}
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: topology.Addrs(nodes), Username: rule[0], Password: "password", ContextTimeoutEnabled: true})
+	defer client.Close()
+	lifeOfASession(t, client)
+}
+
 // everyCommand uses all that a store can send, and returns the first error.
 func everyCommand(t *testing.T, client *redis.Client) error {
 	plain := redistore.New(client, hashKey)

@@ -114,6 +114,9 @@ func (a *app) login(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
+	if user := session.Values["user"]; user != nil && user != name {
+		clear(session.Values) // what Ann had in her basket is none of Bob's business
+	}
 	session.Values["user"] = name
 	session.Values["old ID"] = fmt.Sprintf("%.12s…", session.ID) // to be seen on the page
 	session.Values["login"] = rand.Text()[:8]                    // what the page calls this session
