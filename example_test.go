@@ -451,7 +451,7 @@ func ExampleNew_fromBoj() {
 	// store, err := redistore.NewRediStore(10, "tcp", ":6379", "", "", key)
 	client := redis.NewClient(&redis.Options{Addr: ":6379", ContextTimeoutEnabled: true})
 	store := redistore.New(client, key)
-	store.Options = &sessions.Options{Path: "/", MaxAge: 30 * 24 * 60 * 60} // as boj's were
+	store.Options.Secure = false // only if users come over plain HTTP
 	_ = store
 }
 

@@ -50,7 +50,8 @@ const (
 // LockingStore is a [Store] on which requests that change one session, on any
 // number of servers, do so one after the other, so that no update is lost
 // (boj/redistore#2). It costs no more round trips: Get locks and loads in one, Save
-// writes and unlocks in one. A request that does not save unlocks when it ends.
+// writes and unlocks in one; only Renew, and Save where there is an owner, take one
+// more. A call takes Wait and 5 seconds at most. A request that does not save unlocks when it ends.
 //
 // Get is where a request waits. Use one LockingStore for all handlers that save, and
 // the embedded Store's Get where a handler only reads: that takes no lock and waits

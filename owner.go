@@ -112,8 +112,8 @@ func (s *Store) Sessions(ctx context.Context, owner string) ([]*sessions.Session
 // running on one of them gets ErrGone from its Save. Sessions that cannot be decoded
 // are ended too.
 //
-// It can be repeated, and has to be after an error: then some may be left. It takes
-// 5 seconds for every 100 sessions at most. A login that happens meanwhile may come
+// It can be repeated, and has to be after an error: then some may be left. Each of
+// its steps takes 5 seconds at most: to read the index, and to end 100 sessions. A login that happens meanwhile may come
 // before or after it.
 func (s *Store) Revoke(ctx context.Context, owner string, keep ...string) (int, error) {
 	if err := s.check(); err != nil {

@@ -52,7 +52,7 @@ import (
 )
 
 var (
-	// ErrGone is returned by Save, Renew and Touch when the session was ended
+	// ErrGone is returned by Save, Renew, Touch and Update when the session was ended
 	// (logout, Revoke, expiry, or a Renew by another request) while this request was
 	// running. Nothing of what it changed is stored and no cookie was sent: treat the
 	// user as logged out.
@@ -96,9 +96,9 @@ const (
 // the first request, and use it from any number of goroutines after that. It
 // never closes the client.
 //
-// Every call is one Redis command (Renew: one transaction; what an owner adds, see
-// [SetOwner]) and takes 5 seconds at most, if the client was made with
-// ContextTimeoutEnabled. Reads end with the request's context; writes do not, because
+// Every call is one Redis command (Renew: one transaction, or two steps where the keys
+// may be on several servers; what an owner adds, see [SetOwner]) and takes 5 seconds at
+// most, if the client was made with ContextTimeoutEnabled. Reads end with the request's context; writes do not, because
 // a client that hangs up must not be able to half-cancel a logout.
 type Store struct {
 	// Codecs sign the session ID, and encrypt it where an encryption key was given.
@@ -129,9 +129,9 @@ type Store struct {
 	DefaultMaxAge int
 
 	// IdleTimeout ends a session that is not read for so long (OWASP ASVS 5.0,
-	// 7.3.1), in seconds, rounded up. It bounds the expiry in Redis, and every Get
-	// renews it, also beyond MaxAge: a session that is used all the time is ended by
-	// AbsoluteTimeout. Zero: off.
+	// 7.3.1), in seconds, rounded up. Save sets the expiry in Redis to the shorter of
+	// MaxAge and this, every Get to this, also beyond MaxAge: a session that is used all
+	// the time is ended by AbsoluteTimeout. Zero: off.
 	IdleTimeout time.Duration
 
 	// AbsoluteTimeout ends a session so long after its ID was made, however active
