@@ -642,9 +642,9 @@ func (s *Store) do(ctx context.Context, groups ...[]redis.Cmder) error {
 		if err == nil {
 			continue
 		}
-		for _, cmd := range group { // err may only say that the transaction was given up
-			if cmd.Err() != nil {
-				return cmd.Err()
+		for _, cmd := range group { // most of them may only say that the transaction was given up
+			if reason := cmd.Err(); reason != nil && !redis.HasErrorPrefix(reason, "EXECABORT") {
+				return reason
 			}
 		}
 		return err

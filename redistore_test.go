@@ -1267,6 +1267,8 @@ func TestErrorsSayWhichStepFailed(t *testing.T) {
 		must(t, srv.admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
 		wantText(t, s.Save(r, w), "redistore: save: OOM")
 		wantText(t, store.Renew(r, w, s), "redistore: renew: OOM")
+		SetOwner(s, "ann")
+		wantText(t, s.Save(r, w), "redistore: save: OOM") // not just EXECABORT
 		equal(t, "user", b.user(t, store), "ann")
 		s.Options.MaxAge = -1
 		must(t, s.Save(r, w)) // DEL needs no memory
