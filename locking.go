@@ -358,7 +358,7 @@ func (l *LockingStore) remove(r *http.Request, session *sessions.Session, id str
 	ctx, cancel := detached(r)
 	defer cancel()
 	_, after := accompany(ctx, l.Store, session, 0, id)
-	err := l.do(ctx, []redis.Cmder{redis.NewIntCmd(ctx, "del", l.key(id), lockKey(l.key(id)))}, after)
+	err := l.drop(ctx, []redis.Cmder{redis.NewIntCmd(ctx, "del", l.key(id), lockKey(l.key(id)))}, after)
 	if h := visitOf(r, l).holds[id]; h != nil && err == nil {
 		h.free()
 	}

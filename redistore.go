@@ -606,7 +606,7 @@ func (s *Store) remove(r *http.Request, session *sessions.Session, id string) er
 // erase deletes a record and what goes with it.
 func (s *Store) erase(ctx context.Context, session *sessions.Session, id string) error {
 	_, after := accompany(ctx, s, session, 0, id)
-	return s.do(ctx, []redis.Cmder{s.del(ctx, id)}, after)
+	return s.drop(ctx, []redis.Cmder{s.del(ctx, id)}, after)
 }
 
 // accompany returns what has to be sent before a session is written for ttl, and
@@ -619,10 +619,22 @@ var accompany = func(ctx context.Context, s *Store, session *sessions.Session, t
 // accepted: to a single server as one transaction, in one round trip; where the keys
 // may be on several, each group waits for the one before. It returns the first error.
 func (s *Store) do(ctx context.Context, groups ...[]redis.Cmder) error {
-	send := s.client.Pipelined
-	if single, ok := s.client.(*redis.Client); ok {
+	return s.send(ctx, s.client.TxPipelined, groups...)
+}
+
+// drop is do for what only deletes. It is no transaction: a Redis whose memory is full
+// refuses those, even to delete.
+func (s *Store) drop(ctx context.Context, groups ...[]redis.Cmder) error {
+	return s.send(ctx, s.client.Pipelined, groups...)
+}
+
+type pipeline func(context.Context, func(redis.Pipeliner) error) ([]redis.Cmder, error)
+
+func (s *Store) send(ctx context.Context, single pipeline, groups ...[]redis.Cmder) error {
+	send := pipeline(s.client.Pipelined)
+	if _, ok := s.client.(*redis.Client); ok {
 		groups = [][]redis.Cmder{slices.Concat(groups...)}
-		send = single.TxPipelined
+		send = single
 	}
 	for _, group := range groups {
 		var err error
