@@ -29,8 +29,7 @@ var (
 	blockKey = []byte("32 bytes to encrypt the ID with.")
 	store    = redistore.New(client, key)
 
-	encryptionKey    = []byte("32 random bytes to encrypt with.")
-	oldEncryptionKey = []byte("32 random bytes, from last year.")
+	encryptionKey = []byte("32 random bytes to encrypt with.")
 )
 
 // startRedis stands for a Redis that is already there.
@@ -365,7 +364,7 @@ func ExampleStore_Sessions() {
 
 func ExampleEncrypt() {
 	store := redistore.New(client, key)
-	store.Serializer = redistore.Encrypt(redistore.GobSerializer{}, encryptionKey, oldEncryptionKey)
+	store.Serializer = redistore.Encrypt(redistore.GobSerializer{}, encryptionKey)
 }
 
 // Sessions from before Encrypt was switched on are let in until they have expired.
