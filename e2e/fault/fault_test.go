@@ -390,10 +390,9 @@ func (x *trial) verify(t *testing.T) {
 
 // A row is what all rounds of a site add up to.
 type row struct {
-	rounds    int
-	v         verdict
-	faults    map[string]int
-	failovers int
+	rounds int
+	v      verdict
+	faults map[string]int
 }
 
 func (r *row) add(x *trial) {
