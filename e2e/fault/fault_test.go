@@ -281,9 +281,8 @@ func (x *trial) cleanUp() {
 	defer client.Close()
 	store := redistore.New(client, key)
 	for i := range owners {
-		list, err := store.Sessions(ctx, fmt.Sprint("owner", i)) // which prunes the index
+		_, err := store.Sessions(ctx, fmt.Sprint("owner", i)) // which prunes the index
 		must(x.t, err)
-		_ = list
 	}
 	for _, n := range x.site.primaries() {
 		keys, err := direct(n).Keys(ctx, "session_owner:*").Result()
@@ -390,14 +389,12 @@ func (x *trial) verify(t *testing.T) {
 
 // A row is what all rounds of a site add up to.
 type row struct {
-	rounds int
 	v      verdict
 	faults map[string]int
 }
 
 func (r *row) add(x *trial) {
 	v := x.verdict
-	r.rounds++
 	r.v.calls += v.calls
 	r.v.failed += v.failed
 	r.v.increments += v.increments

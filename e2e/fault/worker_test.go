@@ -504,7 +504,7 @@ func (c *caller) left(b int, o *op) {
 	}
 }
 
-// read decodes what the workers noted: of each call the last line.
+// readLogs decodes what the workers noted: of each call the last line.
 func readLogs(files []string) ([]*op, error) {
 	var ops []*op
 	for _, file := range files {
