@@ -1168,7 +1168,7 @@ func TestRedisDown(t *testing.T) {
 	srv := startRedis(t)
 	store := New(srv.client(t, func(o *redis.Options) { o.MaxRetries, o.DialerRetries = -1, 1 }), hashKey)
 	b := login(t, store)
-	srv.stop()
+	srv.process.Kill()
 
 	s, err := store.Get(b.request(t), "s")
 	wantErr(t, err, ErrNotLoaded)
@@ -1183,7 +1183,7 @@ func TestRedisDown(t *testing.T) {
 		t.Errorf("logout set %v", c)
 	}
 
-	srv.run(t)
+	must(t, srv.process.Restart())
 	must(t, store.Ping(t.Context()))
 	equal(t, "user, after the same store has recovered", login(t, store).user(t, store), "ann")
 }

@@ -1,7 +1,6 @@
 package redistore
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -27,6 +25,8 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/redisserver"
 )
 
 var (
@@ -49,14 +49,13 @@ func onServers(t *testing.T, test func(*testing.T, *server)) {
 
 // server is a Redis that nobody else uses.
 type server struct {
-	addr   string
-	mini   *miniredis.Miniredis // nil: the real thing
-	admin  *redis.Client        // to look at Redis behind the store's back
-	ahead  atomic.Int64         // nanoseconds that forward has gone
-	stop   func()
-	config []string
-	user   string      // "": the default one, who may do anything
-	tls    *tls.Config // nil: none
+	addr    string
+	process *redisserver.Server  // the real thing, or nil
+	mini    *miniredis.Miniredis // or nil
+	admin   *redis.Client        // to look at Redis behind the store's back
+	ahead   atomic.Int64         // nanoseconds that forward has gone
+	user    string               // "": the default one, who may do anything
+	tls     *tls.Config          // nil: none
 }
 
 func startMini(t testing.TB) *server {
@@ -64,31 +63,24 @@ func startMini(t testing.TB) *server {
 	return (&server{addr: m.Addr(), mini: m}).ready(t)
 }
 
-// redisServer is the program to start; REDISTORE_REDIS_SERVER names another than the
-// redis-server on PATH.
-func redisServer() string { return cmp.Or(os.Getenv("REDISTORE_REDIS_SERVER"), "redis-server") }
-
-// startRedis starts redis-server on a free loopback port, without persistence,
-// and ends it with the test.
+// startRedis starts a redis-server that ends with the test.
 func startRedis(t *testing.T, config ...string) *server {
 	t.Helper()
-	if _, err := exec.LookPath(redisServer()); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v: CI tests the real thing", err)
-		}
-		t.Skipf("%v; to run this test too: apt-get install redis-server, or brew install redis", err)
-	}
-	s := &server{addr: freeAddr(t), config: config}
+	redisserver.Need(t)
+	s := &server{}
 	if os.Getenv("REDISTORE_REDIS_SECURED") != "" {
-		s.secure(t)
+		config = append(config, s.secure(t)...)
 	}
-	s.run(t)
+	process, err := redisserver.Start(append(config, "--dir", t.TempDir())...)
+	must(t, err)
+	t.Cleanup(process.Kill)
+	s.process, s.addr = process, process.Addr
 	return s.ready(t)
 }
 
-// secure lets the server speak TLS, and the stores be a user who may send no other
-// commands than the README says.
-func (s *server) secure(t *testing.T) {
+// secure returns what lets the server speak TLS, and the stores be a user who may send
+// no other commands than the README says.
+func (s *server) secure(t *testing.T) (config []string) {
 	t.Helper()
 	readme, err := os.ReadFile("README.md")
 	must(t, err)
@@ -105,63 +97,16 @@ func (s *server) secure(t *testing.T) {
 	} {
 		must(t, os.WriteFile(filepath.Join(files, name), pem.EncodeToMemory(block), 0o600))
 	}
-	_, port, _ := net.SplitHostPort(s.addr)
-	s.config = append(s.config, "--port", "0", "--tls-port", port, "--tls-auth-clients", "no", "--tls-cert-file", filepath.Join(files, "cert"),
+	config = []string{"--port", "0", "--tls-port", "{port}", "--tls-auth-clients", "no", "--tls-cert-file", filepath.Join(files, "cert"),
 		"--tls-key-file", filepath.Join(files, "key"), "--tls-ca-cert-file", filepath.Join(files, "cert"),
-		"--user", rule[1])
-	s.config = append(s.config, strings.Fields(rule[2])...)
-}
-
-// run starts the process; on a server that was stopped, again.
-func (s *server) run(t *testing.T) {
-	t.Helper()
-	_, port, _ := net.SplitHostPort(s.addr)
-	args := append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir()}, s.config...)
-	cmd := exec.Command(redisServer(), args...)
-	out := &strings.Builder{}
-	cmd.Stdout = out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		cmd.Wait()
-		close(ended)
-	}()
-	s.stop = sync.OnceFunc(func() {
-		cmd.Process.Kill()
-		<-ended
-	})
-	t.Cleanup(s.stop)
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		if c, err := net.Dial("tcp", s.addr); err == nil {
-			c.Close()
-			return
-		}
-		select {
-		case <-ended:
-			t.Fatalf("redis-server ended:\n%s", out)
-		case <-time.After(5 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("redis-server does not answer after 10 s")
-		}
-	}
+		"--user", rule[1]}
+	return append(config, strings.Fields(rule[2])...)
 }
 
 func (s *server) ready(t testing.TB) *server {
 	s.admin = redis.NewClient(&redis.Options{Addr: s.addr, MaxRetries: -1, TLSConfig: s.tls})
 	t.Cleanup(func() { s.admin.Close() })
 	return s
-}
-
-func freeAddr(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // options are those of a client of the server, set up as the README says.

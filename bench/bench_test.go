@@ -3,11 +3,12 @@ package main
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redistore/redistore/internal/redisserver"
 )
 
 // TestMain lets this program be the worker that the benchmarks start.
@@ -21,21 +22,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func needRedis(t testing.TB) {
-	t.Helper()
-	if _, err := exec.LookPath("redis-server"); err == nil {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("redis-server is not on PATH: CI tests the real thing")
-	}
-	t.Skip("redis-server is not on PATH; to run this test: apt-get install redis-server, or brew install redis")
-}
-
 // TestEveryPartWorks runs all that is measured, for a moment each. All of it checks what
 // it reads, and that no update under a lock is lost.
 func TestEveryPartWorks(t *testing.T) {
-	needRedis(t)
+	redisserver.Need(t)
 	defer func(n []int, m int, s []size) { atOnce, many, sizes = n, m, s }(atOnce, many, sizes)
 	atOnce, many = []int{1, 2, 4, 8}, 4
 	sizes = []size{{"nothing", 0}, {"little", 16}, {"some", 256}, {"more", 4 << 10}}
@@ -86,7 +76,7 @@ func TestWhatIsNoPartIsRefused(t *testing.T) {
 // TestTheLockNeverReadsTheCache: through a client that has the session in its cache, a
 // read with the lock sees what another client has just had acknowledged, always.
 func TestTheLockNeverReadsTheCache(t *testing.T) {
-	needRedis(t)
+	redisserver.Need(t)
 	s, err := startRedis()
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +95,7 @@ func TestTheLockNeverReadsTheCache(t *testing.T) {
 
 // BenchmarkStores runs each contender with as many requests at once as there are cores.
 func BenchmarkStores(b *testing.B) {
-	needRedis(b)
+	redisserver.Need(b)
 	s, err := startRedis()
 	if err != nil {
 		b.Fatal(err)

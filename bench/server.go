@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -13,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/redisserver"
 )
 
 // A server is a redis-server of our own, with a client to look at it.
@@ -22,33 +21,17 @@ type server struct {
 	stop  func()
 }
 
-// startRedis starts a redis-server on a free loopback port, without persistence.
 func startRedis() (*server, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	process, err := redisserver.Start()
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().String()
-	l.Close()
-	_, port, _ := net.SplitHostPort(addr)
-	cmd := exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("%w (apt-get install redis-server, or brew install redis)", err)
-	}
-	s := &server{addr: addr, admin: redis.NewClient(&redis.Options{Addr: addr})}
+	s := &server{addr: process.Addr, admin: redis.NewClient(&redis.Options{Addr: process.Addr})}
 	s.stop = func() {
 		s.admin.Close()
-		cmd.Process.Kill()
-		cmd.Wait()
+		process.Kill()
 	}
-	for range 1000 {
-		if s.admin.Ping(context.Background()).Err() == nil {
-			return s, nil
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	s.stop()
-	return nil, errors.New("redis-server does not answer after 5 s")
+	return s, nil
 }
 
 // info returns a number from INFO.

@@ -35,7 +35,7 @@ func main() {
 	redis.SetLogger(quiet{})
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "example:", err)
 		os.Exit(1)
 	}
@@ -48,8 +48,8 @@ func (quiet) Printf(_ context.Context, format string, args ...any) {
 	slog.Debug(fmt.Sprintf(format, args...))
 }
 
-// run serves until ctx ends.
-func run(ctx context.Context, args []string) error {
+// run serves until ctx ends, and says on out where.
+func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("example", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is one line
 	addr := flags.String("addr", "localhost:8080", "`address` to open in the browser")
@@ -58,8 +58,8 @@ func run(ctx context.Context, args []string) error {
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Println("redistore in a browser: three servers, one session.\n\nFlags:")
-		flags.SetOutput(os.Stdout)
+		fmt.Fprintln(out, "redistore in a browser: three servers, one session.\n\nFlags:")
+		flags.SetOutput(out)
 		flags.PrintDefaults()
 		return nil
 	case err != nil:
@@ -90,7 +90,7 @@ func run(ctx context.Context, args []string) error {
 	defer client.Close()
 	host, _, _ := net.SplitHostPort(*addr)
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return serve(ctx, l, net.JoinHostPort(cmp.Or(host, "localhost"), port), client, mini)
+	return serve(ctx, l, net.JoinHostPort(cmp.Or(host, "localhost"), port), client, mini, out)
 }
 
 // connect makes a client, which connects when it is used.
@@ -125,7 +125,7 @@ func connect(redisURL string, cluster bool) (redis.UniversalClient, error) {
 }
 
 // serve starts everything and, when ctx ends, stops it in the other order.
-func serve(ctx context.Context, l net.Listener, host string, client redis.UniversalClient, mini *miniredis.Miniredis) error {
+func serve(ctx context.Context, l net.Listener, host string, client redis.UniversalClient, mini *miniredis.Miniredis, out io.Writer) error {
 	key := make([]byte, 32)
 	rand.Read(key) // a real application keeps its key as a secret: cookies are signed with it
 	d := newDemo(client, mini, key)
@@ -142,7 +142,7 @@ func serve(ctx context.Context, l net.Listener, host string, client redis.Univer
 	front := newHTTPServer(d.balance())
 	ended := make(chan error, 1)
 	go func() { ended <- front.Serve(l) }()
-	fmt.Printf("Open http://%s/ in a browser. Ctrl-C stops.\n", host)
+	fmt.Fprintf(out, "Open http://%s/ in a browser. Ctrl-C stops.\n", host)
 	select {
 	case err := <-ended:
 		return err

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestRunSaysWhatIsWrong(t *testing.T) {
@@ -33,38 +35,36 @@ func TestRunSaysWhatIsWrong(t *testing.T) {
 		{"flag provided but not defined: -nonsense (-h", []string{"-nonsense"}},
 		{`"nonsense" is not a flag (-h`, []string{"nonsense"}},
 	} {
-		err := run(t.Context(), append([]string{"-addr", "127.0.0.1:0"}, c.args...))
+		err := run(t.Context(), append([]string{"-addr", "127.0.0.1:0"}, c.args...), io.Discard)
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: got error %v, want %q in it", c.args, err, c.want)
 		}
 	}
-	if err := run(t.Context(), []string{"-h"}); err != nil {
-		t.Errorf("-h: %v", err)
+	help := &strings.Builder{}
+	if err := run(t.Context(), []string{"-h"}, help); err != nil || !strings.Contains(help.String(), "-cluster") {
+		t.Errorf("-h: %v, %q", err, help)
 	}
 }
 
 func TestRunServesUntilItIsStopped(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	said, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		err := run(ctx, []string{"-addr", "127.0.0.1:0"}, out)
+		out.Close()
+		ended <- err
+	}()
+	line, err := bufio.NewReader(said).ReadString('\n')
+	if err != nil {
+		t.Fatal(<-ended)
+	}
+	r, err := http.Get(regexp.MustCompile(`http://\S+`).FindString(line))
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := free.Addr().String()
-	free.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, []string{"-addr", addr}) }()
-	for {
-		r, err := http.Get("http://" + addr)
-		if err == nil {
-			r.Body.Close()
-			break
-		}
-		select {
-		case err := <-ended:
-			t.Fatal(err)
-		case <-time.After(time.Millisecond):
-		}
-	}
+	r.Body.Close()
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

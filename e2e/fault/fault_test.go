@@ -29,6 +29,7 @@ import (
 
 	"github.com/redistore/redistore"
 	"github.com/redistore/redistore/e2e/topology"
+	"github.com/redistore/redistore/internal/redisserver"
 )
 
 var (
@@ -442,7 +443,9 @@ func publish(t *testing.T, rows map[string]*row) {
 
 // version is what the servers call themselves.
 func version(t *testing.T) string {
-	out, err := exec.Command(topology.Server(t), "--version").Output()
+	path, err := redisserver.Path()
+	must(t, err)
+	out, err := exec.Command(path, "--version").Output()
 	must(t, err)
 	name, rest, _ := strings.Cut(string(out), " v=")
 	version, _, _ := strings.Cut(rest, " ")

@@ -8,59 +8,32 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-)
 
-// Server is the program to start; REDISTORE_REDIS_SERVER names another than the
-// redis-server on PATH.
-func Server(t testing.TB) string {
-	t.Helper()
-	name := os.Getenv("REDISTORE_REDIS_SERVER")
-	if name == "" {
-		name = "redis-server"
-	}
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("%s: %v; CI tests the real thing", name, err)
-	}
-	t.Skipf("%v; to run this test: apt-get install redis-server, or brew install redis", err)
-	return ""
-}
+	"github.com/redistore/redistore/internal/redisserver"
+)
 
 // A Node is one process.
 type Node struct {
-	Addr string
+	*redisserver.Server
 
-	t    testing.TB
-	args []string
-	cmd  *exec.Cmd
-	done chan struct{}
+	t testing.TB
 }
 
-// Start starts a redis-server with these arguments and waits until it answers.
+// Start starts a redis-server with these arguments, as redisserver.Start takes them.
 func Start(t testing.TB, args ...string) *Node {
 	t.Helper()
-	n := &Node{Addr: freeAddr(t), t: t}
-	_, port, _ := net.SplitHostPort(n.Addr)
-	ours := []string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no"}
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") { // a file has to come first
-		ours, args = append(args[:1:1], ours...), args[1:]
-	}
-	n.args = append(ours, args...) // the last word counts
-	n.Restart()
-	t.Cleanup(n.Kill)
-	return n
+	redisserver.Need(t)
+	s, err := redisserver.Start(append(args[:len(args):len(args)], "--dir", t.TempDir())...)
+	must(t, err)
+	t.Cleanup(s.Kill)
+	return &Node{s, t}
 }
 
 // Durable are the arguments of a node that keeps what it has acknowledged when it is
@@ -70,40 +43,12 @@ var Durable = []string{"--appendonly", "yes", "--appendfsync", "always"}
 // Restart starts the process again after Kill: empty, unless it is Durable.
 func (n *Node) Restart() {
 	n.t.Helper()
-	out := &output{}
-	n.cmd = exec.Command(Server(n.t), n.args...)
-	n.cmd.Stdout, n.cmd.Stderr = out, out
-	if err := n.cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
-	n.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) {
-		cmd.Wait()
-		close(done)
-	}(n.cmd, n.done)
-	Wait(n.t, "redis-server on "+n.Addr+" answers", func() error {
-		select {
-		case <-n.done:
-			n.t.Fatalf("redis-server ended:\n%s", out)
-		default:
-		}
-		c, err := net.Dial("tcp", n.Addr)
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
-}
-
-// Kill ends the process at once, as kill -9 does.
-func (n *Node) Kill() {
-	n.cmd.Process.Kill()
-	<-n.done
+	must(n.t, n.Server.Restart())
 }
 
 // Pause stops the process; Resume lets it go on.
-func (n *Node) Pause()  { n.cmd.Process.Signal(syscall.SIGSTOP) }
-func (n *Node) Resume() { n.cmd.Process.Signal(syscall.SIGCONT) }
+func (n *Node) Pause()  { n.Process.Signal(syscall.SIGSTOP) }
+func (n *Node) Resume() { n.Process.Signal(syscall.SIGCONT) }
 
 // Client returns a client of this very node.
 func (n *Node) Client() *redis.Client {
@@ -232,46 +177,9 @@ func Wait(t testing.TB, what string, ready func() error) {
 	}
 }
 
-// freeAddr returns a loopback address whose port, and the one above by 10000 that a
-// Cluster node also needs, can be had.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		port := l.Addr().(*net.TCPAddr).Port
-		bus, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+10000))
-		l.Close()
-		if err == nil {
-			bus.Close()
-			return l.Addr().String()
-		}
-	}
-	t.Fatal("no free port")
-	return ""
-}
-
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// output keeps what a process says.
-type output struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
