@@ -1493,7 +1493,7 @@ func init() { gob.Register(profile{}) }
 // TestCookieStoresSessionsMoveIn logs in under a real sessions.CookieStore and goes
 // on with this store.
 func TestCookieStoresSessionsMoveIn(t *testing.T) {
-	others := []byte("another key")
+	others := []byte("another key, as long as it should be")
 	onServers(t, func(t *testing.T, srv *server) {
 		for name, c := range map[string]struct{ before, after [][]byte }{
 			"one key":           {[][]byte{hashKey}, [][]byte{hashKey}},

@@ -9,12 +9,16 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/redisserver"
 )
 
 func TestFlashesSurvive(t *testing.T) {
@@ -312,6 +316,19 @@ func TestEncrypt(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestOnlyWhatFIPSApproves runs TestEncrypt, which also locks and has owners, where Go
+// panics at any other cryptography. CI runs all tests so.
+func TestOnlyWhatFIPSApproves(t *testing.T) {
+	t.Parallel()
+	redisserver.Need(t)
+	cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^TestEncrypt$/^redis-server$")
+	cmd.Env = append(os.Environ(), "GODEBUG=fips140=only")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestEncrypt/redis-server") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 func TestEncryptedValuesOfOthersAreRefused(t *testing.T) {
