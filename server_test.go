@@ -295,6 +295,9 @@ type lossyConn struct {
 func (c *lossyConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 && c.l.replies.Add(-1) >= 0 {
+		// When the server has closed its end too, it has done all that it was sent.
+		_ = c.Conn.(interface{ CloseWrite() error }).CloseWrite()
+		_, _ = io.Copy(io.Discard, c.Conn)
 		c.Close()
 		return 0, io.EOF
 	}
