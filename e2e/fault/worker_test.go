@@ -208,52 +208,63 @@ type caller struct {
 	rng *rand.Rand
 }
 
+// A browser is whose call it is.
+type browser struct {
+	n         int
+	id, owner string
+	locked    bool // what saves its session takes the lock
+}
+
 // call makes one call, of a kind drawn at random, for a browser drawn at random.
 func (c *caller) call() {
-	b := c.rng.IntN(browsers)
+	n := c.rng.IntN(browsers)
 	if c.rng.IntN(2) == 0 {
-		b /= 10 // some are busier than others
+		n /= 10 // some are busier than others
 	}
-	owner := fmt.Sprint("owner", b%owners)
-	id := c.cookie(b)
-	if id == "" {
-		c.login(b, owner)
-		return
-	}
-	locked := b%2 == 0 && c.locking != nil
+	b := browser{n: n, id: c.cookie(n), owner: fmt.Sprint("owner", n%owners), locked: n%2 == 0 && c.locking != nil}
 	switch n := c.rng.IntN(1000); {
-	case c.store == nil: // a rival
-		c.rivalCall(b, id, owner, n)
+	case b.id == "":
+		c.login(b)
+	case c.store == nil:
+		c.rivalCall(b, n)
 	case n < 5:
-		c.revoke(owner)
+		c.revoke(b.owner)
 	case n < 10:
-		c.list(owner)
+		c.list(b.owner)
 	case n < 40:
-		c.logout(b, id, owner)
+		c.logout(b)
 	case n < 80:
-		c.touch(b, id, owner)
+		c.touch(b)
 	case n < 120:
-		c.renew(b, id, owner, locked)
+		c.renew(b)
 	case n < 350:
-		c.read(b, id, owner)
-	case !locked:
-		c.set(b, id, owner)
+		c.read(b)
+	case !b.locked:
+		c.set(b)
 	case n < 700:
-		c.update(b, id, owner)
+		c.update(b)
 	default:
-		c.increment(b, id, owner, c.locking)
+		c.increment(b)
 	}
 }
 
-func (c *caller) rivalCall(b int, id, owner string, n int) {
+func (c *caller) rivalCall(b browser, n int) {
 	switch {
 	case n < 30:
-		c.logout(b, id, owner)
+		c.logout(b)
 	case n < 300:
-		c.read(b, id, owner)
+		c.read(b)
 	default:
-		c.increment(b, id, owner, c.plain)
+		c.increment(b)
 	}
+}
+
+// saving is the store that a browser's session is saved by.
+func (c *caller) saving(b browser) sessions.Store {
+	if b.locked {
+		return c.locking
+	}
+	return c.plain
 }
 
 // begin notes that a call starts.
@@ -317,59 +328,97 @@ func cookie(id string) *http.Cookie {
 	return &http.Cookie{Name: "s", Value: value}
 }
 
-// load gets the session of a call.
-func (c *caller) load(store sessions.Store, r *http.Request, o *op) (*sessions.Session, error) {
+// A request is what a call sends, and the session that it has loaded.
+type request struct {
+	*op
+	r *http.Request
+	w *httptest.ResponseRecorder
+	s *sessions.Session
+}
+
+// visit loads a browser's session and works on it.
+func (c *caller) visit(b browser, do string, store sessions.Store, work func(request) error) {
+	o := c.begin(do, b.id, b.owner)
+	r, w, end := c.request(b.id)
+	defer end()
 	s, err := store.Get(r, "s")
 	if err == nil && s.IsNew {
 		err = errNew
 	}
 	if err == nil {
 		c.saw(o, s)
+		err = work(request{o, r, w, s})
 	}
-	return s, err
+	c.end(o, err)
+	if err == nil && o.New != "" {
+		c.keep(b.n, o.New)
+	}
+	c.left(b.n, o)
 }
 
-func (c *caller) login(b int, owner string) {
-	o := c.begin("login", "", owner)
+// increment adds one, with a load and a save, and sometimes with work between them.
+func (c *caller) increment(b browser) {
+	c.visit(b, "increment", c.saving(b), func(v request) error {
+		if c.rng.IntN(8) == 0 {
+			time.Sleep(rand.N(2 * time.Millisecond))
+		}
+		v.s.Values["n"] = v.Value + 1
+		return v.s.Save(v.r, v.w)
+	})
+}
+
+// set saves a value of its own with the plain store: the last write wins.
+func (c *caller) set(b browser) {
+	c.visit(b, "set", c.plain, func(v request) error {
+		v.Wrote = (c.Worker+1)<<32 | int(v.Op)
+		c.note(v.op)
+		v.s.Values["n"] = v.Wrote
+		return v.s.Save(v.r, v.w)
+	})
+}
+
+func (c *caller) read(b browser) {
+	c.visit(b, "read", c.plain, func(request) error { return nil })
+}
+
+func (c *caller) touch(b browser) {
+	c.visit(b, "touch", c.plain, func(v request) error { return c.store.Touch(v.r, v.w, v.s) })
+}
+
+func (c *caller) renew(b browser) {
+	do, renew := "renew", c.store.Renew
+	if b.locked {
+		do, renew = "renew, locked", c.locking.Renew
+	}
+	c.visit(b, do, c.saving(b), func(v request) error {
+		err := renew(v.r, v.w, v.s)
+		if err == nil {
+			v.New = v.s.ID
+		}
+		return err
+	})
+}
+
+func (c *caller) login(b browser) {
+	o := c.begin("login", "", b.owner)
 	r, w, end := c.request("")
 	defer end()
-	var store sessions.Store = c.plain
-	if b%2 == 0 && c.locking != nil {
-		store = c.locking
-	}
-	s, _ := store.Get(r, "s")
+	s, _ := c.saving(b).Get(r, "s")
 	s.Values["n"], s.Values["padding"] = 0, c.padding
 	if c.store != nil {
-		redistore.SetOwner(s, owner)
+		redistore.SetOwner(s, b.owner)
 	}
 	err := s.Save(r, w)
 	o.New, o.Value = s.ID, 0
 	c.end(o, err)
 	if err == nil {
-		c.keep(b, s.ID)
+		c.keep(b.n, s.ID)
 	}
 }
 
-// increment adds one, with a load and a save, and sometimes with work between them.
-func (c *caller) increment(b int, id, owner string, store sessions.Store) {
-	o := c.begin("increment", id, owner)
-	r, w, end := c.request(id)
-	defer end()
-	s, err := c.load(store, r, o)
-	if err == nil {
-		if c.rng.IntN(8) == 0 {
-			time.Sleep(rand.N(2 * time.Millisecond))
-		}
-		s.Values["n"] = o.Value + 1
-		err = s.Save(r, w)
-	}
-	c.end(o, err)
-	c.left(b, o)
-}
-
-func (c *caller) update(b int, id, owner string) {
-	o := c.begin("increment", id, owner)
-	r, w, end := c.request(id)
+func (c *caller) update(b browser) {
+	o := c.begin("increment", b.id, b.owner)
+	r, w, end := c.request(b.id)
 	defer end()
 	called := false
 	err := c.locking.Update(r, w, "s", func(s *sessions.Session) error {
@@ -384,81 +433,18 @@ func (c *caller) update(b int, id, owner string) {
 		o.Broken = fmt.Sprint("Update did neither load the session nor say so: ", err)
 	}
 	c.end(o, err)
-	c.left(b, o)
+	c.left(b.n, o)
 }
 
-// set saves a value of its own with the plain store: the last write wins.
-func (c *caller) set(b int, id, owner string) {
-	o := c.begin("set", id, owner)
-	r, w, end := c.request(id)
-	defer end()
-	s, err := c.load(c.plain, r, o)
-	if err == nil {
-		o.Wrote = (c.Worker+1)<<32 | int(o.Op)
-		c.note(o)
-		s.Values["n"] = o.Wrote
-		err = s.Save(r, w)
-	}
-	c.end(o, err)
-	c.left(b, o)
-}
-
-func (c *caller) read(b int, id, owner string) {
-	o := c.begin("read", id, owner)
-	r, _, end := c.request(id)
-	defer end()
-	_, err := c.load(c.plain, r, o)
-	c.end(o, err)
-	c.left(b, o)
-}
-
-func (c *caller) touch(b int, id, owner string) {
-	o := c.begin("touch", id, owner)
-	r, w, end := c.request(id)
-	defer end()
-	s, err := c.load(c.plain, r, o)
-	if err == nil {
-		err = c.store.Touch(r, w, s)
-	}
-	c.end(o, err)
-	c.left(b, o)
-}
-
-func (c *caller) renew(b int, id, owner string, locked bool) {
-	o := c.begin("renew", id, owner)
-	r, w, end := c.request(id)
-	defer end()
-	store, renew := c.plain, c.store.Renew
-	if locked {
-		o.Do, store, renew = "renew, locked", c.locking, c.locking.Renew
-	}
-	s, err := c.load(store, r, o)
-	if err == nil {
-		if err = renew(r, w, s); err == nil {
-			o.New = s.ID
-		}
-	}
-	c.end(o, err)
-	if err == nil {
-		c.keep(b, s.ID)
-	}
-	c.left(b, o)
-}
-
-func (c *caller) logout(b int, id, owner string) {
-	o := c.begin("logout", id, owner)
-	r, w, end := c.request(id)
+func (c *caller) logout(b browser) {
+	o := c.begin("logout", b.id, b.owner)
+	r, w, end := c.request(b.id)
 	defer end()
 	s, _ := c.plain.Get(r, "s")
 	s.Options.MaxAge = -1
-	var err error
-	if c.locking != nil && b%2 == 0 {
-		err = c.locking.Save(r, w, s)
-	} else {
-		err = c.plain.Save(r, w, s)
-	}
+	err := c.saving(b).Save(r, w, s)
 	c.end(o, err)
-	c.left(b, o)
+	c.left(b.n, o)
 }
 
 func (c *caller) revoke(owner string) {
