@@ -266,7 +266,9 @@ func ExampleLockingStore_logout() {
 		session.Options.MaxAge = -1
 		if err := store.Save(r, w, session); err != nil {
 			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
 		}
+		http.Redirect(w, r, "/", http.StatusSeeOther)
 	}
 	_ = logout
 }
@@ -321,7 +323,9 @@ func ExampleStore_Revoke() {
 		redistore.SetOwner(session, "user:42")
 		if err := store.Renew(r, w, session); err != nil {
 			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			return
 		}
+		http.Redirect(w, r, "/", http.StatusSeeOther)
 	}
 	logoutElsewhere := func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session")
@@ -331,7 +335,7 @@ func ExampleStore_Revoke() {
 			return
 		}
 		ended, err := store.Revoke(r.Context(), owner, session.ID)
-		if err != nil {
+		if err != nil { // some of them may be alive
 			http.Error(w, "please try again", http.StatusServiceUnavailable)
 			return
 		}

@@ -81,7 +81,9 @@ type LockingStore struct {
 	TTL time.Duration
 
 	// Wait is how long a request waits for a session; 15 s. Keep it longer than TTL,
-	// so that a crashed holder delays others and does not fail them. Zero: not at all.
+	// so that a crashed holder delays others and does not fail them. So long it also waits
+	// for a Redis that answers but cannot serve yet, because it loads its data or fails
+	// over. Zero: not at all.
 	Wait time.Duration
 
 	// MaxWaiters is how many requests of this process may wait for one session; 64.
