@@ -218,9 +218,8 @@ func (s *session) call(o *op) {
 	case o.Do == "logout":
 		does(end, 0)
 	case o.Do == "set" && o.Out == gone && o.Wrote != 0:
-		// The client repeats a command whose reply was lost: so it may have been stored for
-		// a moment, before the session ended.
-		s.add(o.Start, until, step{do: set, value: o.Wrote, maybe: true})
+		// It may have been stored for a moment, before the session ended.
+		s.repeats(o, until)
 	case nothing:
 	case o.Do == "increment" && o.Value != unseen:
 		does(increment, o.Value)
@@ -232,34 +231,44 @@ func (s *session) call(o *op) {
 		does(alive, 0)
 	case o.Do == "set" && o.Wrote != 0:
 		does(set, o.Wrote)
-		switch took := time.Duration(o.End - o.Start); { // the client may have sent it twice
-		case o.Out != done || took < retry:
-		case took < 50*time.Millisecond:
-			s.add(o.Start, o.End, step{do: set, value: o.Wrote, maybe: true})
-		default: // and the first may yet arrive
-			s.add(o.Start, forever, step{do: set, value: o.Wrote, maybe: true})
-		}
+		s.repeats(o, late)
 	}
 	if o.Out == done && (o.Do == "logout" || strings.HasPrefix(o.Do, "renew")) {
 		s.ends = append(s.ends, o)
 	}
 }
 
-// retry is how long go-redis waits, at the least, before it sends a command again.
-const retry = 8 * time.Millisecond
+// repeats adds that the client may have sent a set again, because a reply was lost: up to
+// three times, after 8 ms or more. What took long may yet arrive.
+func (s *session) repeats(o *op, until int64) {
+	took := time.Duration(cmp.Or(o.End, forever) - o.Start)
+	if took > 50*time.Millisecond {
+		until = forever
+	}
+	for range min(3, took/(8*time.Millisecond)) {
+		s.add(o.Start, until, step{do: set, value: o.Wrote, maybe: true})
+	}
+}
 
-// forgetUnseen leaves out what may have been set, but was seen by nobody: it would only
-// cost time to find out when it was.
+// forgetUnseen leaves out what may have been set, but was not seen, once for each time:
+// it would only cost time to find out when it was.
 func (s *session) forgetUnseen() {
-	seen := map[int]bool{}
+	seen := map[int]int{} // less what has been set for sure
 	for _, o := range s.steps {
-		if in := o.Input.(step); in.do == read {
-			seen[in.value] = true
+		switch in := o.Input.(step); {
+		case in.do == read:
+			seen[in.value]++
+		case in.do == set && !in.maybe:
+			seen[in.value]--
 		}
 	}
 	s.steps = slices.DeleteFunc(s.steps, func(o porcupine.Operation) bool {
 		in := o.Input.(step)
-		return in.do == set && in.maybe && !seen[in.value]
+		if in.do != set || !in.maybe {
+			return false
+		}
+		seen[in.value]--
+		return seen[in.value] < 0
 	})
 }
 

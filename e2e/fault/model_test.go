@@ -13,6 +13,18 @@ func TestTheModel(t *testing.T) {
 	logout := call(5, 6, "logout", unseen, done)
 	revoke := &op{Start: 5, End: 6, Do: "revoke", Owner: "ann", Out: done}
 	failover := []window{{7, 8}}
+	sets := func(ms int64, out string) *op { // and takes so long
+		return &op{Start: 3, End: 3 + ms*1e6, Do: set, ID: "a", Owner: "ann", Value: 0, Wrote: 7, Out: out}
+	}
+	// Others set something in between, again and again, and 7 comes back so often.
+	back := func(times int64, o *op) (ops []*op) {
+		ops = append(ops, login, o)
+		for i := range times {
+			at, wrote := 4+4*i, 100+int(i)
+			ops = append(ops, call(at, at+1, read, 7, done), &op{Start: at + 2, End: at + 3, Do: set, ID: "a", Owner: "ann", Value: 7, Wrote: wrote, Out: done})
+		}
+		return ops
+	}
 	for _, c := range []struct {
 		name    string
 		history history
@@ -28,6 +40,13 @@ func TestTheModel(t *testing.T) {
 		{"it cannot be saved twice", history{ops: []*op{login, call(3, 4, increment, 0, unknown), call(7, 8, read, 2, done)}}, false},
 		{"killed before it loaded", history{ops: []*op{login, call(3, 0, increment, unseen, ""), call(7, 8, read, 1, done)}}, false},
 		{"refused, and yet saved", history{ops: []*op{login, call(3, 4, increment, 0, refused), call(7, 8, read, 1, done)}}, false},
+		{"set, and seen", history{ops: back(1, sets(1, done))}, true},
+		{"set again, too early for a repeat", history{ops: back(2, sets(1, done))}, false},
+		{"set again", history{ops: back(2, sets(10, done))}, true},
+		{"set four times", history{ops: back(4, sets(100, done))}, true},
+		{"set four times, by the repeats of what was given up", history{ops: back(4, sets(100, unknown))}, true},
+		{"given up too early for a repeat", history{ops: back(2, sets(1, unknown))}, false},
+		{"set five times", history{ops: back(5, sets(100, done))}, false},
 		{"logged out", history{ops: []*op{login, logout, call(7, 8, read, unseen, gone)}}, true},
 		{"logged out, and back", history{ops: []*op{login, logout, call(7, 8, read, 0, done)}}, false},
 		{"saved after the logout", history{ops: []*op{login, logout, call(3, 8, increment, 0, done), call(9, 10, read, 1, done)}}, false},
