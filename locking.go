@@ -138,6 +138,11 @@ func (l *LockingStore) Renew(r *http.Request, w http.ResponseWriter, session *se
 	return l.save(l, r, w, session, true)
 }
 
+// Touch takes no lock and needs none. See [Store.Touch].
+func (l *LockingStore) Touch(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
+	return l.touch(l, r, w, session)
+}
+
 // Update locks the session, loads it afresh, calls fn to change it, saves it and
 // unlocks it: the shortest time that a session can be held. An error from fn saves
 // nothing and is returned as it is.
@@ -189,7 +194,7 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 	if session == nil {
 		return loaded, nil, registryErr // not a cookie name
 	}
-	if n, _ := notes(r)[session].(note); session.ID != "" && session.ID != loaded.ID && !n.unread {
+	if session.ID != "" && session.ID != loaded.ID && !noted(r, session).unread {
 		// This request has saved it under that ID, which its cookies do not have, or has
 		// loaded what has ended since.
 		l.leave(r, loaded.ID)
@@ -222,7 +227,7 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		case !before.IsNew:
 			l.takeOver(r, session)
 		}
-		if v := visit.seen[session]; v != nil && v.Load() != digest(kept.data) {
+		if v := visit.seen[session]; v != nil && v.Load().digest != digest(kept.data) {
 			delete(visit.seen, session) // fn saved it: what was loaded is no longer what is stored
 		}
 		l.leave(r, before.ID)
@@ -249,10 +254,13 @@ type preloaded struct {
 
 func (p preloaded) New(*http.Request, string) (*sessions.Session, error) { return p.session, p.err }
 
-// read locks and loads a session. It has a time of its own, which is Wait.
-func (l *LockingStore) read(_ context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
+// bound is Wait and, for the last attempt, the time that a command may take.
+func (l *LockingStore) bound() time.Duration { return max(l.Wait, l.Wait+timeout) } // which may overflow
+
+// read locks and loads a session.
+func (l *LockingStore) read(all context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
 	id, visit := session.ID, visitOf(r, l)
-	ctx, cancel := context.WithTimeout(r.Context(), l.Wait)
+	ctx, cancel := context.WithTimeout(all, l.Wait)
 	defer cancel()
 	h, err := l.enter(ctx, r, id)
 	if err != nil {
@@ -265,7 +273,7 @@ func (l *LockingStore) read(_ context.Context, r *http.Request, session *session
 	var until time.Time
 	waited := false
 	reply, err := await(ctx, func() (any, error) {
-		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		ctx, cancel := context.WithTimeout(all, timeout)
 		defer cancel()
 		until = time.Now().Add(l.TTL)
 		reply, err := l.run(ctx, loadScript, id, h.token, max(1, l.TTL.Milliseconds()), idle)
@@ -281,13 +289,13 @@ func (l *LockingStore) read(_ context.Context, r *http.Request, session *session
 		h.free()
 		return nil, err
 	case err != nil: // a reply may have been lost, and the lock been taken
-		go l.release(r, id, h)
+		go l.release(r.Context(), id, h)
 		if waited && r.Context().Err() != nil {
 			err = ended(r, ErrLocked)
 		}
 		return nil, err
 	}
-	h.arm(r, l.TTL, until, func() { l.unlock(r, id, h.token) })
+	h.arm(r.Context(), l.TTL, until, func(ctx context.Context) { l.unlock(ctx, id, h.token) })
 	data := []byte(reply.(string))
 	visit.holds[id] = h
 	visit.seen[session] = h.saw(data)
@@ -322,10 +330,10 @@ func (l *LockingStore) overwrite(ctx context.Context, r *http.Request, session *
 	if err := l.do(ctx, before); err != nil {
 		return failed("save", err)
 	}
-	if err := l.settle(r, "save", session.ID, seen.Load().(string), data, ttl); err != nil {
+	if err := l.settle(r, "save", session.ID, seen, data, ttl); err != nil {
 		return err
 	}
-	seen.Store(digest(data))
+	seen.Store(&sight{digest: digest(data)})
 	return nil
 }
 
@@ -341,29 +349,32 @@ func (l *LockingStore) replace(old []string) writer {
 		if err := l.create(ctx, r, session, data, ttl); err != nil {
 			return err
 		}
-		if err := l.settle(r, "renew", old[0], seen.Load().(string), nil, 0); err != nil {
+		if err := l.settle(r, "renew", old[0], seen, nil, 0); err != nil {
 			visit.seen[session] = seen
-			_ = l.Store.remove(r, session, session.ID) // if this fails, it expires
+			ctx, cancel := detached(r.Context())
+			defer cancel()
+			_ = l.Store.remove(ctx, r, session, session.ID) // if this fails, it expires
 			return err
 		}
-		ctx, cancel := detached(r)
+		ctx, cancel := detached(r.Context())
 		defer cancel()
 		l.forgo(ctx, session, old...)
 		for _, planted := range old[1:] {
-			_ = l.Store.remove(r, session, planted) // if this fails, it is nobody's login still
+			_ = l.Store.remove(ctx, r, session, planted) // if this fails, it is nobody's login still
 		}
 		return nil
 	}
 }
 
 // remove ends a session, whoever holds it, together with the lock.
-func (l *LockingStore) remove(r *http.Request, session *sessions.Session, id string) error {
-	ctx, cancel := detached(r)
-	defer cancel()
+func (l *LockingStore) remove(ctx context.Context, r *http.Request, session *sessions.Session, id string) error {
 	_, after := accompany(ctx, l.Store, session, 0, id)
 	err := l.drop(ctx, []redis.Cmder{redis.NewIntCmd(ctx, "del", l.key(id), lockKey(l.key(id)))}, after)
-	if h := visitOf(r, l).holds[id]; h != nil && err == nil {
-		h.free()
+	l.mu.Lock()
+	q := l.lines[id]
+	l.mu.Unlock()
+	if q != nil && err == nil {
+		q.holder.free()
 	}
 	return failed("delete", err)
 }
@@ -372,20 +383,21 @@ func (l *LockingStore) remove(r *http.Request, session *sessions.Session, id str
 // It runs the script until its outcome is known, and is done with the lock. It is not
 // left to the client to repeat a script whose reply was lost: only here is it known
 // that the answer to a repeat may be about its own work.
-func (l *LockingStore) settle(r *http.Request, step, id, seen string, data []byte, ttl time.Duration) error {
+func (l *LockingStore) settle(r *http.Request, step, id string, seen *version, data []byte, ttl time.Duration) error {
 	h := visitOf(r, l).holds[id]
 	if h == nil {
 		h = &hold{pass: func() {}} // the session is new, and nobody's yet
 	}
 	certain := h.keep() // that we hold the lock, so that only we can release it
+	before := seen.Load()
 	var lost error
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), l.Wait)
 	defer cancel()
 	reply, err := await(ctx, func() (any, error) {
-		ctx, cancel := detached(r)
+		ctx, cancel := detached(r.Context())
 		defer cancel()
 		for attempt := 1; ; attempt++ {
-			reply, err := l.run(ctx, settleScript, id, h.token, seen, data, seconds(ttl), lost != nil)
+			reply, err := l.run(ctx, settleScript, id, h.token, before.digest, data, seconds(ttl), lost != nil)
 			if err == nil || isReply(err) {
 				return reply, err
 			}
@@ -394,6 +406,10 @@ func (l *LockingStore) settle(r *http.Request, step, id, seen string, data []byt
 			}
 		}
 	})
+	if lost == nil {
+		lost = before.lost
+	}
+	seen.Store(&sight{before.digest, lost})
 	switch {
 	case err == ErrLocked:
 		h.free()
@@ -402,14 +418,14 @@ func (l *LockingStore) settle(r *http.Request, step, id, seen string, data []byt
 		}
 		return err
 	case err != nil:
-		go l.release(r, id, h)
+		go l.release(r.Context(), id, h)
 		return failed(step, err)
 	}
 	h.free()
 	switch {
 	case reply == "done":
 		return nil
-	case reply == "same" && (certain && time.Now().Before(h.until) || digest(data) == seen):
+	case reply == "same" && (certain && time.Now().Before(h.until) || digest(data) == before.digest):
 		// What stands there already is our own work if the lock was ours until then: nobody
 		// but our lost attempt can have released it. And where nothing was to be changed, it
 		// does not matter whose work it is.
@@ -438,7 +454,7 @@ type hold struct {
 
 // arm has the lock released at the end of the request. After ttl, when Redis takes it
 // back, the next of this process may ask.
-func (h *hold) arm(r *http.Request, ttl time.Duration, until time.Time, unlock func()) {
+func (h *hold) arm(ctx context.Context, ttl time.Duration, until time.Time, unlock func(context.Context)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.lease != nil {
@@ -447,8 +463,8 @@ func (h *hold) arm(r *http.Request, ttl time.Duration, until time.Time, unlock f
 	h.until = until
 	h.lease = time.AfterFunc(ttl, h.free)
 	// net/http cancels the context when the handler has returned, whichever way.
-	h.end = context.AfterFunc(r.Context(), func() {
-		unlock()
+	h.end = context.AfterFunc(ctx, func() {
+		unlock(ctx)
 		h.free()
 	})
 }
@@ -481,7 +497,7 @@ func (h *hold) free() {
 func (h *hold) saw(data []byte) *version {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.version == nil || h.version.Load() != digest(data) {
+	if h.version == nil || h.version.Load().digest != digest(data) {
 		h.version = newVersion(data)
 	}
 	return h.version
@@ -491,11 +507,16 @@ func (h *hold) saw(data []byte) *version {
 // that a request loads under one lock, by Get and New, share it: when one of them is
 // saved, the others have not become stale by somebody else's doing. Update's has its
 // own, for whoever wants its change kept does not save another copy.
-type version struct{ atomic.Value }
+type version struct{ atomic.Pointer[sight] }
+
+type sight struct {
+	digest string
+	lost   error // why it is not known what became of a Save since
+}
 
 func newVersion(data []byte) *version {
 	v := &version{}
-	v.Store(digest(data))
+	v.Store(&sight{digest: digest(data)})
 	return v
 }
 
@@ -616,13 +637,13 @@ func (l *LockingStore) pass(id string) {
 // leave releases the session if the request holds it.
 func (l *LockingStore) leave(r *http.Request, id string) {
 	if h := visitOf(r, l).holds[id]; h != nil && h.keep() {
-		l.release(r, id, h)
+		l.release(r.Context(), id, h)
 	}
 }
 
 // release unlocks what may be locked, and then lets the next of this process ask.
-func (l *LockingStore) release(r *http.Request, id string, h *hold) {
-	l.unlock(r, id, h.token)
+func (l *LockingStore) release(ctx context.Context, id string, h *hold) {
+	l.unlock(ctx, id, h.token)
 	h.free()
 }
 
@@ -775,8 +796,8 @@ func (l *LockingStore) run(ctx context.Context, s script, id string, args ...any
 }
 
 // unlock releases the request's own lock. If that fails, the lock runs out.
-func (l *LockingStore) unlock(r *http.Request, id, token string) {
-	ctx, cancel := detached(r)
+func (l *LockingStore) unlock(ctx context.Context, id, token string) {
+	ctx, cancel := detached(ctx)
 	defer cancel()
 	_, _ = l.run(ctx, unlockScript, id, token)
 }

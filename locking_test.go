@@ -1714,3 +1714,105 @@ func TestGetAfterASessionHasEnded(t *testing.T) {
 		equal(t, "IsNew, ID, values", fmt.Sprintf("%t %q %d", s.IsNew, s.ID, len(s.Values)), `true "" 0`)
 	})
 }
+
+// TestASaveWhoseOutcomeIsUnknown saves again, over what may be its own work.
+func TestASaveWhoseOutcomeIsUnknown(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		lost := &lossy{}
+		store := NewLockingStore(New(srv.client(t, lost.options), hashKey))
+		b := login(t, store)
+		s, r := load(t, store, b)
+		s.Values["n"] = 1
+		lost.replies.Store(maxAttempts)
+		if err := s.Save(r, httptest.NewRecorder()); err == nil || isReply(err) {
+			t.Fatalf("got error %v, want the network's", err)
+		}
+		s.Values["n"] = 2
+		if err := s.Save(r, httptest.NewRecorder()); err == nil || errors.Is(err, ErrConflict) {
+			t.Errorf("got error %v, which promises that nothing was written", err)
+		}
+		now, r := load(t, store, b)
+		equal(t, "n", count(now), 1)
+		must(t, now.Save(r, httptest.NewRecorder()))
+	})
+}
+
+// TestLogoutEndsTheWait has requests of one process wait for a session that is logged
+// out.
+func TestLogoutEndsTheWait(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		store.TTL, store.Wait = time.Hour, time.Hour
+		b := login(t, store)
+		s, r := load(t, store, b)
+		const n = 3
+		served := make(chan bool, n)
+		for i := range n {
+			go func() {
+				s, _ := load(t, store, b)
+				served <- s.IsNew
+			}()
+			eventually(t, "the request stands in line", func() bool { return store.waiting(s.ID) == i+1 })
+		}
+		out, logout, w := b.get(t, store.Store)
+		out.Options.MaxAge = -1
+		must(t, store.Save(logout, w, out))
+		for range n {
+			equal(t, "IsNew", <-served, true)
+		}
+		wantErr(t, s.Save(r, httptest.NewRecorder()), ErrGone)
+		equal(t, "keys", len(srv.keys(t)), 0)
+		equal(t, "waiting", store.waiting(s.ID), -1)
+	})
+}
+
+// TestTouchEndsASession does so with MaxAge < 0, and leaves no lock.
+func TestTouchEndsASession(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		s, r := load(t, store, login(t, store))
+		s.Options.MaxAge = -1
+		must(t, store.Touch(r, httptest.NewRecorder(), s))
+		equal(t, "keys", len(srv.keys(t)), 0)
+	})
+}
+
+// TestAnIDThatIsClearedTwice saves a new session under one ID and then, in the same
+// request, under the next.
+func TestAnIDThatIsClearedTwice(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := browser{}
+		s, r := load(t, store, b)
+		s.Values["user"] = "ann"
+		w := httptest.NewRecorder()
+		for range 3 {
+			s.ID = ""
+			must(t, s.Save(r, w))
+			equal(t, "keys", len(srv.keys(t)), 1)
+		}
+		b.keep(w)
+		equal(t, "user", b.user(t, store.Store), "ann")
+		s.ID, s.Options.MaxAge = "", -1
+		must(t, s.Save(r, w))
+		equal(t, "keys", len(srv.keys(t)), 0)
+	})
+}
+
+// TestTheRequestIsTheHandlersToChange has a handler put values into its request's
+// context, as gorilla does, while the client hangs up. The race detector watches.
+func TestTheRequestIsTheHandlersToChange(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		r, hangUp := b.lived(t)
+		_, err := store.Get(r, "s")
+		must(t, err)
+		go hangUp()
+		type key struct{}
+		eventually(t, "the lock is free", func() bool {
+			*r = *r.WithContext(context.WithValue(t.Context(), key{}, 1))
+			return len(srv.keys(t)) == 1
+		})
+	})
+}

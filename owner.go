@@ -35,7 +35,7 @@ const (
 
 // SetOwner says whose session this is, for [Store.Sessions] and [Store.Revoke] to
 // find it: a user's ID, in any bytes and of any length. It counts from the next Save
-// or Renew. The empty owner is nobody.
+// or Renew; do not Touch the session before that. The empty owner is nobody.
 //
 // The name is kept in Values, under "_owner", and so survives Renew and a reload. A
 // handler that replaces all of Values has to call SetOwner again.
@@ -45,7 +45,8 @@ const (
 // Ring and an AutoPipeliner, the index is written first and the session after it, so
 // that the index may list a session that was never written, for a while, but not lack
 // one that was. With IdleTimeout, Get tells the index that the session lives on: one
-// more command.
+// more command. If that fails for as long as twice IdleTimeout, while the session, on
+// another server, is read all the time, Revoke misses it.
 func SetOwner(session *sessions.Session, owner string) {
 	if owner == "" {
 		delete(session.Values, ownerKey)

@@ -532,6 +532,36 @@ func TestDeadEntriesArePruned(t *testing.T) {
 	})
 }
 
+// TestTheIndexKnowsOfEveryRead has clients hang up when Redis has prolonged their
+// session, before the index knows.
+func TestTheIndexKnowsOfEveryRead(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		plain, rec := srv.store(t)
+		plain.IdleTimeout = time.Minute
+		for name, store := range map[string]sessions.Store{"Store": plain, "LockingStore": NewLockingStore(plain)} {
+			b := loginAs(t, store, "ann")
+			b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) { must(t, s.Save(r, w)) })
+			for range 4 {
+				srv.forward(t, 45*time.Second)
+				r, hangUp := b.lived(t)
+				rec.failing(func(command string) error {
+					if command == "eval" {
+						hangUp()
+					}
+					return nil
+				})
+				_, _ = store.Get(r, "s")
+				hangUp()
+				rec.failing(nil)
+				srv.free(t)
+			}
+			ended, err := plain.Revoke(t.Context(), "ann")
+			must(t, err)
+			equal(t, name+": ended", ended, 1)
+		}
+	})
+}
+
 func TestOwnerNames(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		store, _ := srv.store(t)

@@ -31,6 +31,7 @@
 package redistore
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -223,8 +224,8 @@ func (s *Store) New(r *http.Request, name string) (*sessions.Session, error) {
 // cookie is set: [ErrGone], [ErrNotLoaded], [ErrTooLarge], or one that says which step
 // failed and why.
 //
-// Setting ID to "" before Save is the same as [Store.Renew]. IDs are otherwise the
-// store's own to make.
+// Setting ID to "" before Save is [Store.Renew], which then also ends whatever else the
+// request's cookies of that name hold. IDs are otherwise the store's own to make.
 func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
 	return s.save(s, r, w, session, false)
 }
@@ -245,11 +246,15 @@ func (s *Store) Renew(r *http.Request, w http.ResponseWriter, session *sessions.
 // have, or that was never saved, is ErrGone; one that Get could not load is
 // ErrNotLoaded. With MaxAge < 0 it ends the session, as Save does.
 func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	if err := s.prepare(s, session); err != nil {
+	return s.touch(s, r, w, session)
+}
+
+func (s *Store) touch(b backend, r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
+	if err := s.prepare(b, session); err != nil {
 		return err
 	}
 	if session.Options.MaxAge < 0 {
-		return s.end(s, r, w, session)
+		return s.end(b, r, w, session)
 	}
 	if s.unread(r, session) {
 		return ErrNotLoaded
@@ -262,7 +267,7 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 	if session.ID == "" || ttl <= 0 {
 		return ErrGone
 	}
-	ctx, cancel := detached(r)
+	ctx, cancel := detached(r.Context())
 	defer cancel()
 	before, _ := accompany(ctx, s, session, ttl)
 	expire := redis.NewBoolCmd(ctx, "expire", s.key(session.ID), seconds(ttl))
@@ -281,11 +286,14 @@ func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.
 // the record.
 type backend interface {
 	check() error
-	read(ctx context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) // redis.Nil: no such record
+	// bound is how long all reads of a session may take, however many IDs there are.
+	bound() time.Duration
+	// read returns redis.Nil if there is no such record.
+	read(ctx context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error)
 	create(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
 	overwrite(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
 	replace(old []string) writer // the first of which was loaded
-	remove(r *http.Request, session *sessions.Session, id string) error
+	remove(ctx context.Context, r *http.Request, session *sessions.Session, id string) error
 }
 
 // writer stores data for ttl, or refuses.
@@ -315,7 +323,7 @@ func (s *Store) open(b backend, r *http.Request, session *sessions.Session) erro
 
 // find loads the session of the first of these IDs that has a record.
 func (s *Store) find(b backend, r *http.Request, session *sessions.Session, ids ...string) (found bool, err error) {
-	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	ctx, cancel := context.WithTimeout(r.Context(), b.bound())
 	defer cancel()
 	for _, id := range ids {
 		session.ID = id
@@ -368,7 +376,10 @@ func (s *Store) load(ctx context.Context, b backend, r *http.Request, session *s
 	if err == nil {
 		err = s.decode(data, session)
 	}
-	if err == nil && s.IdleTimeout > 0 { // reading it has made it live longer
+	if err == nil && s.IdleTimeout > 0 { // reading it has made it live longer, even if the client has gone
+		deadline, _ := ctx.Deadline()
+		ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+		defer cancel()
 		before, _ := accompany(ctx, s, session, life)
 		_ = s.do(ctx, before) // there is a margin for one that is lost
 	}
@@ -387,6 +398,8 @@ func (s *Store) decode(data []byte, session *sessions.Session) error {
 	return nil
 }
 
+func (s *Store) bound() time.Duration { return timeout }
+
 // read returns what Redis holds.
 func (s *Store) read(ctx context.Context, _ *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
 	if s.IdleTimeout > 0 {
@@ -398,16 +411,25 @@ func (s *Store) read(ctx context.Context, _ *http.Request, session *sessions.Ses
 // A note is what Save must know of a session and cannot see.
 type note struct {
 	unread    bool   // Get could not load it
-	id        string // which of several cookies it was loaded by
+	id        string // which of several cookies it was loaded by, or what it was saved under
 	elsewhere bool   // it has no record yet
+	ended     bool   // what it was elsewhere
 }
 
 // notes are a request's, by session. They live where gorilla keeps the request's
 // sessions, so that they are found by whoever has the request, and gone with it.
 func notes(r *http.Request) map[any]any {
-	book, _ := sessions.GetRegistry(r).Get(notebook{}, "redistore-notes") // a valid name, never sent
+	book, _ := sessions.GetRegistry(r).Get(notebook{}, notesName)
 	return book.Values
 }
+
+func noted(r *http.Request, session *sessions.Session) note {
+	n, _ := notes(r)[session].(note)
+	return n
+}
+
+// notesName is a valid name, never sent, and nobody else's.
+var notesName = "redistore-" + rand.Text()
 
 // notebook is the store of a session that is never stored.
 type notebook struct{}
@@ -431,13 +453,17 @@ func (s *Store) save(b backend, r *http.Request, w http.ResponseWriter, session 
 	if s.unread(r, session) {
 		return ErrNotLoaded
 	}
-	ctx, cancel := detached(r)
+	ctx, cancel := detached(r.Context())
 	defer cancel()
-	put := b.create
-	switch {
-	case session.ID != "" && !renew:
+	if session.ID != "" && !renew {
 		return s.write(ctx, r, w, session, session.ID, b.overwrite)
-	case session.ID != "" || !session.IsNew:
+	}
+	put := b.create
+	n := noted(r, session)
+	if n.ended {
+		return ErrGone
+	}
+	if session.ID != "" || n.id != "" || !session.IsNew {
 		if old := s.previous(r, session); len(old) > 0 {
 			put = b.replace(old)
 		}
@@ -468,29 +494,30 @@ func (s *Store) unread(r *http.Request, session *sessions.Session) bool {
 
 // previous returns the IDs that a new one replaces, the loaded one first. Where the
 // handler has cleared it, the request's cookies have it, and all of them end, so that
-// a planted one does not ride along.
+// a planted one does not ride along. Where it could not be loaded, any of them may be it.
 func (s *Store) previous(r *http.Request, session *sessions.Session) []string {
-	if session.ID != "" {
+	if session.ID != "" && !s.unread(r, session) {
 		return []string{session.ID}
 	}
-	n, _ := notes(r)[session].(note)
+	n := noted(r, session)
 	if n.elsewhere {
 		return nil
 	}
 	ids, _ := s.ids(r, session.Name())
-	if n.id != "" {
-		ids = append([]string{n.id}, slices.DeleteFunc(ids, func(id string) bool { return id == n.id })...)
+	if first := cmp.Or(session.ID, n.id); first != "" {
+		ids = append([]string{first}, slices.DeleteFunc(ids, func(id string) bool { return id == first })...)
 	}
 	return ids
 }
 
 // write stores the session under id and then, only then, sets the cookie.
 func (s *Store) write(ctx context.Context, r *http.Request, w http.ResponseWriter, session *sessions.Session, id string, put writer) (err error) {
-	defer func(old string) {
+	old := session.ID
+	defer func() {
 		if err != nil {
 			session.ID = old
 		}
-	}(session.ID)
+	}()
 	session.ID = id // serializers may depend on it
 	data, err := s.Serializer.Serialize(session)
 	if err != nil {
@@ -512,6 +539,9 @@ func (s *Store) write(ctx context.Context, r *http.Request, w http.ResponseWrite
 			s.forgo(ctx, session, session.ID)
 		}
 		return err
+	}
+	if id != old {
+		notes(r)[session] = note{id: id}
 	}
 	setCookie(w, cookie)
 	return nil
@@ -597,9 +627,7 @@ func unsettle(err error) error {
 }
 
 // remove ends a session.
-func (s *Store) remove(r *http.Request, session *sessions.Session, id string) error {
-	ctx, cancel := detached(r)
-	defer cancel()
+func (s *Store) remove(ctx context.Context, _ *http.Request, session *sessions.Session, id string) error {
 	return failed("delete", s.erase(ctx, session, id))
 }
 
@@ -674,11 +702,16 @@ func (s *Store) end(b backend, r *http.Request, w http.ResponseWriter, session *
 			setCookie(w, cookie)
 		}
 	}
+	ctx, cancel := detached(r.Context())
+	defer cancel()
 	for _, id := range s.previous(r, session) {
-		err = errors.Join(err, b.remove(r, session, id))
+		err = errors.Join(err, b.remove(ctx, r, session, id))
 	}
-	if session.IsNew && err == nil {
+	switch {
+	case session.IsNew && err == nil:
 		delete(notes(r), session) // nothing is left that could be lost
+	case session.ID == "" && noted(r, session).elsewhere:
+		notes(r)[session] = note{elsewhere: true, ended: true}
 	}
 	return err
 }
@@ -951,6 +984,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // detached outlives the request's client: see Store.
-func detached(r *http.Request) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(r.Context()), timeout)
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }

@@ -453,6 +453,7 @@ func runInterleaved(t *testing.T, srv *server, store *Store, programs [2][]strin
 
 		q.s.Options.MaxAge = 60
 		was, call := q.s.ID, store.Save
+		subject := was // the ID that this step works on
 		switch op {
 		case "touch":
 			call = store.Touch
@@ -463,10 +464,7 @@ func runInterleaved(t *testing.T, srv *server, store *Store, programs [2][]strin
 		case "clear":
 			q.s.ID, was = "", ""
 		}
-		// The ID that this step works on: the session's, or where the handler has
-		// cleared that, the cookie's.
-		subject := was
-		if was == "" && !q.s.IsNew {
+		if subject == "" && !q.s.IsNew { // where the handler has cleared it before, the cookie's
 			subject = original
 		}
 		starts := subject == "" && op != "touch"
@@ -1145,6 +1143,17 @@ func TestABlackHoleDoesNotHoldARequest(t *testing.T) {
 		"Touch":  func() error { return store.Touch(b.request(t), httptest.NewRecorder(), loaded()) },
 		"Ping":   func() error { return store.Ping(t.Context()) },
 		"logout": func() error { s := loaded(); s.Options.MaxAge = -1; return store.Save(b.request(t), w, s) },
+		"logout of three cookies": func() error {
+			r := b.request(t)
+			for range 2 {
+				cookie, err := securecookie.EncodeMulti("s", store.newID(), store.Codecs...)
+				must(t, err)
+				r.AddCookie(&http.Cookie{Name: "s", Value: cookie})
+			}
+			s := loaded()
+			s.ID, s.Options.MaxAge = "", -1
+			return store.Save(r, httptest.NewRecorder(), s)
+		},
 	} {
 		wg.Go(func() {
 			start := time.Now()
@@ -1161,6 +1170,65 @@ func TestABlackHoleDoesNotHoldARequest(t *testing.T) {
 	if c := w.Result().Cookies(); len(c) != 1 || c[0].MaxAge != -1 {
 		t.Errorf("logout set %v", c)
 	}
+}
+
+// TestManyCookiesHaveOneBound looks several IDs up, each of which takes its time.
+func TestManyCookiesHaveOneBound(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	store, _ := srv.locking(t)
+	store.Wait = time.Hour
+	for name, b := range map[string]backend{"Store": store.Store, "LockingStore": store} {
+		slow := &slowBackend{backend: b}
+		_, err := store.find(slow, browser{}.request(t), newSession(t, store.Store), "1", "2", "3")
+		must(t, err)
+		equal(t, name+": IDs", len(slow.until), 3)
+		equal(t, name+": bounds", len(slices.Compact(slow.until)), 1)
+		if left := time.Until(slow.until[0]); left > b.bound() || left < b.bound()-3*time.Second {
+			t.Errorf("%s: the bound is in %v, want %v", name, left, b.bound())
+		}
+	}
+
+	b := login(t, store)
+	load(t, store, b) // and holds it
+	r := b.request(t)
+	session := newSession(t, store.Store)
+	session.ID = idOf(t, store.Store, b)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := NewLockingStore(store.Store).read(ctx, r, session, time.Hour); err == nil {
+		t.Error("it waited for the lock for longer than it may")
+	}
+}
+
+// slowBackend finds nothing, and notes until when it may look.
+type slowBackend struct {
+	backend
+	until []time.Time
+}
+
+func (s *slowBackend) read(ctx context.Context, _ *http.Request, _ *sessions.Session, _ time.Duration) ([]byte, error) {
+	until, _ := ctx.Deadline()
+	s.until = append(s.until, until)
+	return nil, redis.Nil
+}
+
+// TestLogoutEndsWhatCouldNotBeLoaded has the look-up of a stale cookie's ID fail, so that
+// the one behind it was not looked up.
+func TestLogoutEndsWhatCouldNotBeLoaded(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		stale, live := login(t, store), login(t, store)
+		must(t, srv.admin.Del(t.Context(), store.key(idOf(t, store, stale))).Err())
+		r := stale.request(t)
+		r.AddCookie(&http.Cookie{Name: "s", Value: live["s"]})
+		rec.failOnce("get", io.ErrUnexpectedEOF)
+		s, err := store.Get(r, "s")
+		wantErr(t, err, ErrNotLoaded)
+		s.Options.MaxAge = -1
+		must(t, s.Save(r, httptest.NewRecorder()))
+		equal(t, "user", live.user(t, store), "")
+	})
 }
 
 func TestRedisDown(t *testing.T) {
@@ -1545,6 +1613,14 @@ func TestCookieStoresSessionsMoveIn(t *testing.T) {
 						must(t, s.Save(r, w))
 					})
 					equal(t, name+": user after logout", b.user(t, store), "")
+					b["s"] = old
+					b.visit(t, over, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+						s.Options.MaxAge = -1
+						must(t, s.Save(r, w))
+						s.Options.MaxAge = 3600
+						wantErr(t, s.Save(r, w), ErrGone)
+						equal(t, name+": keys after a logout without a move", len(srv.keys(t)), 0)
+					})
 					equal(t, name+": cookies after logout", len(b), 0)
 					// A copy of a CookieStore cookie stays valid, as it was under CookieStore.
 					equal(t, name+": user of a copy", browser{"s": old}.user(t, store), "ann")

@@ -87,7 +87,8 @@ func decodeGob(data []byte) (values map[any]any, err error) {
 // names the key, what would come back as another value. These are keys that are
 // not strings, text that is not valid UTF-8, []byte, NaN and infinities, integers
 // beyond ±2^53, and structs without an exported field. Types with their own
-// MarshalJSON or MarshalText, such as time.Time, are taken at their word.
+// MarshalJSON or MarshalText, such as time.Time, are taken at their word, and so are
+// json.Number, which becomes the nearest float64, and struct tags that hide fields.
 type JSONSerializer struct{}
 
 // Serialize encodes session.Values as one JSON object.
