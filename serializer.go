@@ -69,6 +69,7 @@ func decodeGob(data []byte) (values map[any]any, err error) {
 			err = fmt.Errorf("%v", p)
 		}
 	}()
+	values = make(map[any]any) // or encoding/gob makes one as large as the data claims that it is
 	r := bytes.NewReader(data)
 	if err := gob.NewDecoder(r).Decode(&values); err != nil {
 		return nil, err

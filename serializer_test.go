@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -191,6 +192,25 @@ func TestAPlantedGobDoesNotPanic(t *testing.T) {
 	s.Values = nil
 	wantText(t, GobSerializer{}.Deserialize(planted, s), "GobSerializer: ")
 	equal(t, "values", len(s.Values), 0)
+}
+
+// TestAPlantedGobTakesNoMemory decodes a map that claims to have a million entries, and
+// has none.
+func TestAPlantedGobTakesNoMemory(t *testing.T) {
+	s := sessions.NewSession(nil, "s")
+	none, err := GobSerializer{}.Serialize(s)
+	must(t, err)
+	planted, found := bytes.CutSuffix(none, []byte("\x04\xff\x80\x00\x00"))
+	equal(t, "the end is that of an empty map", found, true)
+	planted = append(planted, "\x07\xff\x80\x00\xfd\x10\x00\x00"...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	err = GobSerializer{}.Deserialize(planted, s)
+	runtime.ReadMemStats(&after)
+	wantText(t, err, "GobSerializer: ")
+	if took := after.TotalAlloc - before.TotalAlloc; took > 10<<20 {
+		t.Errorf("%d bytes of Redis took %d of memory", len(planted), took)
+	}
 }
 
 func FuzzGob(f *testing.F) { fuzzDeserialize(f, GobSerializer{}) }

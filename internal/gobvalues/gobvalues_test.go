@@ -39,6 +39,7 @@ func encode(t testing.TB, values map[any]any) []byte {
 
 // decode is what redistore does with what is not decoded here.
 func decode(data []byte) (values map[any]any, err error) {
+	values = make(map[any]any)
 	r := bytes.NewReader(data)
 	err = gob.NewDecoder(r).Decode(&values)
 	if err == nil && r.Len() > 0 {
