@@ -353,28 +353,25 @@ func (l *LockingStore) replace(old []string) writer {
 			visit.seen[session] = seen
 			ctx, cancel := detached(r.Context())
 			defer cancel()
-			_ = l.Store.remove(ctx, r, session, session.ID) // if this fails, it expires
+			_ = l.Store.remove(ctx, session, session.ID) // if this fails, it expires
 			return err
 		}
 		ctx, cancel := detached(r.Context())
 		defer cancel()
 		l.forgo(ctx, session, old...)
 		for _, planted := range old[1:] {
-			_ = l.Store.remove(ctx, r, session, planted) // if this fails, it is nobody's login still
+			_ = l.Store.remove(ctx, session, planted) // if this fails, it is nobody's login still
 		}
 		return nil
 	}
 }
 
 // remove ends a session, whoever holds it, together with the lock.
-func (l *LockingStore) remove(ctx context.Context, r *http.Request, session *sessions.Session, id string) error {
+func (l *LockingStore) remove(ctx context.Context, session *sessions.Session, id string) error {
 	_, after := accompany(ctx, l.Store, session, 0, id)
 	err := l.drop(ctx, []redis.Cmder{redis.NewIntCmd(ctx, "del", l.key(id), lockKey(l.key(id)))}, after)
-	l.mu.Lock()
-	q := l.lines[id]
-	l.mu.Unlock()
-	if q != nil && err == nil {
-		q.holder.free()
+	if h := l.holder(id); h != nil && err == nil {
+		h.free()
 	}
 	return failed("delete", err)
 }
@@ -614,6 +611,16 @@ func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*
 		sleep(ctx, yield)
 	}
 	return h, nil
+}
+
+// holder is who of this process holds the session, if anybody does.
+func (l *LockingStore) holder(id string) *hold {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.lines[id]; q != nil {
+		return q.holder
+	}
+	return nil
 }
 
 func sameMap(a, b http.Header) bool {

@@ -293,7 +293,7 @@ type backend interface {
 	create(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
 	overwrite(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error
 	replace(old []string) writer // the first of which was loaded
-	remove(ctx context.Context, r *http.Request, session *sessions.Session, id string) error
+	remove(ctx context.Context, session *sessions.Session, id string) error
 }
 
 // writer stores data for ttl, or refuses.
@@ -627,7 +627,7 @@ func unsettle(err error) error {
 }
 
 // remove ends a session.
-func (s *Store) remove(ctx context.Context, _ *http.Request, session *sessions.Session, id string) error {
+func (s *Store) remove(ctx context.Context, session *sessions.Session, id string) error {
 	return failed("delete", s.erase(ctx, session, id))
 }
 
@@ -705,7 +705,7 @@ func (s *Store) end(b backend, r *http.Request, w http.ResponseWriter, session *
 	ctx, cancel := detached(r.Context())
 	defer cancel()
 	for _, id := range s.previous(r, session) {
-		err = errors.Join(err, b.remove(ctx, r, session, id))
+		err = errors.Join(err, b.remove(ctx, session, id))
 	}
 	switch {
 	case session.IsNew && err == nil:
