@@ -1,6 +1,7 @@
 package redistore
 
 import (
+	"cmp"
 	"context"
 	"crypto/fips140"
 	"crypto/rand"
@@ -113,6 +114,7 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 			fresh := sessions.NewSession(l, name)
 			fresh.IsNew, fresh.Options = true, l.options()
 			*session, err = *fresh, nil
+			delete(notes(r), session)
 		}
 	}
 	return session, err
@@ -206,18 +208,22 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		case !found:
 			return session, nil, ErrGone
 		}
-		delete(notes(r), loaded)
+		notes(r)[loaded] = note{id: session.ID}
 		err = nil // a cookie that proves nothing has been replaced
 	}
-	before := *loaded
+	if noted(r, session).ended {
+		return session, nil, ErrGone
+	}
+	before, noteBefore := *loaded, noted(r, loaded)
 	*session = before
-	notes(r)[session] = notes(r)[loaded]
+	notes(r)[session] = noteBefore
 	delete(visit.seen, loaded)
 	delete(visit.seen, session)
 	if kept.data != nil {
 		visit.seen[session] = newVersion(kept.data) // its own: see version
 	}
 	return session, func() {
+		noteBefore.ended = noted(r, session).ended
 		*session = before
 		session.Options = l.options()
 		session.Values = make(map[any]any)
@@ -227,6 +233,7 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		case !before.IsNew:
 			l.takeOver(r, session)
 		}
+		notes(r)[session] = noteBefore
 		if v := visit.seen[session]; v != nil && v.Load().digest != digest(kept.data) {
 			delete(visit.seen, session) // fn saved it: what was loaded is no longer what is stored
 		}
@@ -349,15 +356,14 @@ func (l *LockingStore) replace(old []string) writer {
 		if err := l.create(ctx, r, session, data, ttl); err != nil {
 			return err
 		}
-		if err := l.settle(r, "renew", old[0], seen, nil, 0); err != nil {
+		err := l.settle(r, "renew", old[0], seen, nil, 0)
+		ctx, cancel := detached(r.Context()) // settle may have used up the other
+		defer cancel()
+		if err != nil {
 			visit.seen[session] = seen
-			ctx, cancel := detached(r.Context())
-			defer cancel()
 			_ = l.Store.remove(ctx, session, session.ID) // if this fails, it expires
 			return err
 		}
-		ctx, cancel := detached(r.Context())
-		defer cancel()
 		l.forgo(ctx, session, old...)
 		for _, planted := range old[1:] {
 			_ = l.Store.remove(ctx, session, planted) // if this fails, it is nobody's login still
@@ -403,10 +409,9 @@ func (l *LockingStore) settle(r *http.Request, step, id string, seen *version, d
 			}
 		}
 	})
-	if lost == nil {
-		lost = before.lost
-	}
-	seen.Store(&sight{before.digest, lost})
+	whole := lost == nil // every reply came
+	lost = cmp.Or(lost, before.lost)
+	seen.CompareAndSwap(before, &sight{before.digest, lost}) // a copy may have saved
 	switch {
 	case err == ErrLocked:
 		h.free()
@@ -427,6 +432,8 @@ func (l *LockingStore) settle(r *http.Request, step, id string, seen *version, d
 		// but our lost attempt can have released it. And where nothing was to be changed, it
 		// does not matter whose work it is.
 		return nil
+	case reply == "gone" && whole && ttl > 0: // which is no Save's work, not even of a lost one
+		return ErrGone
 	case lost != nil: // whose doing this is cannot be told
 		return failed(step, lost)
 	case reply == "gone":

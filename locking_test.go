@@ -1731,9 +1731,44 @@ func TestASaveWhoseOutcomeIsUnknown(t *testing.T) {
 		if err := s.Save(r, httptest.NewRecorder()); err == nil || errors.Is(err, ErrConflict) {
 			t.Errorf("got error %v, which promises that nothing was written", err)
 		}
-		now, r := load(t, store, b)
+		now, fresh := load(t, store, b)
 		equal(t, "n", count(now), 1)
-		must(t, now.Save(r, httptest.NewRecorder()))
+		must(t, now.Save(fresh, httptest.NewRecorder()))
+		must(t, srv.admin.FlushDB(t.Context()).Err())
+		wantErr(t, s.Save(r, httptest.NewRecorder()), ErrGone)
+	})
+}
+
+// TestACopyOfTheRequestMaySaveToo has two copies save at once: one of them is refused,
+// and the other can go on.
+func TestACopyOfTheRequestMaySaveToo(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		for range 20 {
+			b := login(t, store)
+			r, end := b.lived(t)
+			var all [2]*sessions.Session
+			var requests [2]*http.Request
+			for i := range all {
+				var err error
+				requests[i] = r.WithContext(r.Context())
+				all[i], err = store.Get(requests[i], "s")
+				must(t, err)
+				all[i].Values["n"] = i
+			}
+			var errs [2]error
+			var wg sync.WaitGroup
+			for i, s := range all {
+				wg.Go(func() { errs[i] = s.Save(requests[i], httptest.NewRecorder()) })
+			}
+			wg.Wait()
+			for i, s := range all {
+				if errs[i] == nil {
+					must(t, s.Save(requests[i], httptest.NewRecorder()))
+				}
+			}
+			end()
+		}
 	})
 }
 
@@ -1814,5 +1849,99 @@ func TestTheRequestIsTheHandlersToChange(t *testing.T) {
 			*r = *r.WithContext(context.WithValue(t.Context(), key{}, 1))
 			return len(srv.keys(t)) == 1
 		})
+	})
+}
+
+// TestWhatWasNotedDoesNotOutliveItsSession has requests go on after their session has
+// ended, or after an Update that failed, as if it had never been.
+func TestWhatWasNotedDoesNotOutliveItsSession(t *testing.T) {
+	failure := errors.New("fn failed")
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		store.CookieStoreUntil = time.Now().Add(time.Hour)
+		ended := func(s *sessions.Session) error {
+			return srv.admin.Del(t.Context(), store.key(s.ID)).Err()
+		}
+		renewed := func(r *http.Request, w http.ResponseWriter) *sessions.Session {
+			s, err := store.Get(r, "s")
+			must(t, err)
+			must(t, store.Renew(r, w, s))
+			must(t, store.Update(r, w, "s", func(*sessions.Session) error { return nil }))
+			return s
+		}
+		visitor := func() browser { return browser{} }
+		user := func() browser { return login(t, store) }
+		mover := func() browser { return login(t, sessions.NewCookieStore(hashKey)) }
+		for name, c := range map[string]struct {
+			b    func() browser
+			do   func(*http.Request, http.ResponseWriter) error
+			err  error
+			keys int
+		}{
+			"Get, after a middleware's renewed one has ended": {user, func(r *http.Request, w http.ResponseWriter) error {
+				s, err := store.Store.Get(r, "s")
+				must(t, err)
+				must(t, store.Store.Renew(r, w, s))
+				must(t, ended(s))
+				s, err = store.Get(r, "s")
+				must(t, err)
+				return s.Save(r, w)
+			}, nil, 1},
+			"Save, after an Update whose fn saved and failed": {visitor, func(r *http.Request, w http.ResponseWriter) error {
+				wantErr(t, store.Update(r, w, "s", func(s *sessions.Session) error {
+					must(t, s.Save(r, w))
+					must(t, ended(s))
+					return failure
+				}), failure)
+				s, err := store.Get(r, "s")
+				must(t, err)
+				return s.Save(r, w)
+			}, nil, 1},
+			"a new ID in Update, after Save": {visitor, func(r *http.Request, w http.ResponseWriter) error {
+				s, err := store.Get(r, "s")
+				must(t, err)
+				must(t, s.Save(r, w))
+				return store.Update(r, w, "s", func(s *sessions.Session) error { s.ID = ""; return nil })
+			}, nil, 1},
+			"a new ID, after Renew and Update": {user, func(r *http.Request, w http.ResponseWriter) error {
+				s := renewed(r, w)
+				s.ID = ""
+				return s.Save(r, w)
+			}, nil, 1},
+			"logout without an ID, after Renew and Update": {user, func(r *http.Request, w http.ResponseWriter) error {
+				s := renewed(r, w)
+				s.ID, s.Options.MaxAge = "", -1
+				return s.Save(r, w)
+			}, nil, 0},
+			"Update, after CookieStore's session was logged out": {mover, func(r *http.Request, w http.ResponseWriter) error {
+				s, err := store.Get(r, "s")
+				must(t, err)
+				s.Options.MaxAge = -1
+				must(t, s.Save(r, w))
+				return store.Update(r, w, "s", func(*sessions.Session) error {
+					t.Error("fn was called")
+					return nil
+				})
+			}, ErrGone, 0},
+			"Save, after an Update that logged it out and failed": {mover, func(r *http.Request, w http.ResponseWriter) error {
+				wantErr(t, store.Update(r, w, "s", func(s *sessions.Session) error {
+					s.Options.MaxAge = -1
+					must(t, s.Save(r, w))
+					return failure
+				}), failure)
+				s, err := store.Get(r, "s")
+				must(t, err)
+				return s.Save(r, w)
+			}, ErrGone, 0},
+		} {
+			t.Run(name, func(t *testing.T) {
+				must(t, srv.admin.FlushDB(t.Context()).Err())
+				r, end := c.b().lived(t)
+				wantErr(t, c.do(r, httptest.NewRecorder()), c.err)
+				end()
+				srv.free(t)
+				equal(t, "keys", len(srv.keys(t)), c.keys)
+			})
+		}
 	})
 }

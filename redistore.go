@@ -507,6 +507,9 @@ func (s *Store) previous(r *http.Request, session *sessions.Session) []string {
 	if first := cmp.Or(session.ID, n.id); first != "" {
 		ids = append([]string{first}, slices.DeleteFunc(ids, func(id string) bool { return id == first })...)
 	}
+	if n.unread {
+		slices.Reverse(ids) // the one that failed may fail again, and take all the time
+	}
 	return ids
 }
 

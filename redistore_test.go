@@ -1226,7 +1226,26 @@ func TestLogoutEndsWhatCouldNotBeLoaded(t *testing.T) {
 		s, err := store.Get(r, "s")
 		wantErr(t, err, ErrNotLoaded)
 		s.Options.MaxAge = -1
+		rec.take()
 		must(t, s.Save(r, httptest.NewRecorder()))
+		equal(t, "user", live.user(t, store), "")
+
+		// Where only the stale one's server is down, the other's is asked first.
+		live = login(t, store)
+		r = stale.request(t)
+		r.AddCookie(&http.Cookie{Name: "s", Value: live["s"]})
+		rec.failOnce("get", io.ErrUnexpectedEOF)
+		s, _ = store.Get(r, "s")
+		s.Options.MaxAge = -1
+		dels := 0
+		rec.failing(func(command string) error {
+			if dels++; command != "del" || dels == 1 {
+				return nil
+			}
+			return io.ErrUnexpectedEOF
+		})
+		wantErr(t, s.Save(r, httptest.NewRecorder()), io.ErrUnexpectedEOF)
+		rec.failing(nil)
 		equal(t, "user", live.user(t, store), "")
 	})
 }
