@@ -613,11 +613,21 @@ func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*
 		}
 		return nil, ErrLocked
 	}
-	if now := time.Now(); now.Sub(q.since) > streak { // the other processes' turn
-		q.since = now
+	if l.standsBack(q) {
 		sleep(ctx, yield)
 	}
 	return h, nil
+}
+
+// standsBack tells whether it is the other processes' turn.
+func (l *LockingStore) standsBack(q *line) bool {
+	l.mu.Lock() // the next may have come already, if the session was logged out
+	defer l.mu.Unlock()
+	over := time.Since(q.since) > streak
+	if over {
+		q.since = time.Now()
+	}
+	return over
 }
 
 // holder is who of this process holds the session, if anybody does.

@@ -1945,3 +1945,30 @@ func TestWhatWasNotedDoesNotOutliveItsSession(t *testing.T) {
 		}
 	})
 }
+
+// TestTheLineMovesTwice has the next come before the one in front has asked for the lock,
+// as a logout does. The race detector watches.
+func TestTheLineMovesTwice(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		s, _ := load(t, store, b)
+		var all sync.WaitGroup
+		for i := range 2 {
+			all.Go(func() {
+				r, end := b.lived(t)
+				defer end()
+				_, err := store.Get(r, "s")
+				must(t, err)
+			})
+			eventually(t, "the request stands in line", func() bool { return store.waiting(s.ID) == i+1 })
+		}
+		store.mu.Lock()
+		store.lines[s.ID].since = time.Time{}
+		store.mu.Unlock()
+		store.holder(s.ID).free()
+		store.holder(s.ID).free()
+		must(t, srv.admin.Del(t.Context(), lockKey(store.key(s.ID))).Err())
+		all.Wait()
+	})
+}
