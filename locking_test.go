@@ -1615,11 +1615,8 @@ func TestUpdateGoesOnWithWhatTheRequestSaved(t *testing.T) {
 				return nil
 			}
 		}
-		old := httptest.NewRecorder()
-		must(t, sessions.NewCookieStore(hashKey).Save(nil, old, moving(t)))
-		moved := browser{}
-		moved.keep(old)
-		for name, b := range map[string]browser{"first visit": {}, "logged in": login(t, plain), "moving in": moved} {
+		mover := login(t, sessions.NewCookieStore(hashKey))
+		for name, b := range map[string]browser{"first visit": {}, "logged in": login(t, plain), "moving in": mover} {
 			for renew, with := range map[string]func(*http.Request, http.ResponseWriter){
 				"Update": func(r *http.Request, w http.ResponseWriter) { must(t, store.Update(r, w, "s", set("first"))) },
 				"Renew": func(r *http.Request, w http.ResponseWriter) {
@@ -1646,12 +1643,6 @@ func TestUpdateGoesOnWithWhatTheRequestSaved(t *testing.T) {
 	})
 }
 
-func moving(t *testing.T) *sessions.Session {
-	s := sessions.NewSession(sessions.NewCookieStore(hashKey), "s")
-	s.Options = &sessions.Options{Path: "/", MaxAge: 3600}
-	return s
-}
-
 // TestUpdateOfASessionThatHasEnded is for streams: they must not start a session with
 // each change, after a logout that they do not see.
 func TestUpdateOfASessionThatHasEnded(t *testing.T) {
@@ -1666,9 +1657,7 @@ func TestUpdateOfASessionThatHasEnded(t *testing.T) {
 			r, end := b.lived(t)
 			s, err := load(store, r)
 			must(t, err)
-			out, or, _ := b.get(t, plain)
-			out.Options.MaxAge = -1
-			must(t, out.Save(or, httptest.NewRecorder()))
+			b.logout(t, plain)
 			for range 3 {
 				w := httptest.NewRecorder()
 				wantErr(t, store.Update(r, w, "s", func(*sessions.Session) error {
@@ -1706,9 +1695,7 @@ func TestGetAfterASessionHasEnded(t *testing.T) {
 		defer end()
 		_, err := plain.Get(r, "s")
 		must(t, err)
-		out, or, _ := b.get(t, plain)
-		out.Options.MaxAge = -1
-		must(t, out.Save(or, httptest.NewRecorder()))
+		b.logout(t, plain)
 		s, err := store.Get(r, "s")
 		must(t, err)
 		equal(t, "IsNew, ID, values", fmt.Sprintf("%t %q %d", s.IsNew, s.ID, len(s.Values)), `true "" 0`)

@@ -377,11 +377,12 @@ func (s *Store) load(ctx context.Context, b backend, r *http.Request, session *s
 		err = s.decode(data, session)
 	}
 	if err == nil && s.IdleTimeout > 0 { // reading it has made it live longer, even if the client has gone
-		deadline, _ := ctx.Deadline()
-		ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-		defer cancel()
-		before, _ := accompany(ctx, s, session, life)
-		_ = s.do(ctx, before) // there is a margin for one that is lost
+		if before, _ := accompany(ctx, s, session, life); len(before) > 0 {
+			deadline, _ := ctx.Deadline()
+			ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+			defer cancel()
+			_ = s.do(ctx, before) // there is a margin for one that is lost
+		}
 	}
 	return err == nil, err
 }

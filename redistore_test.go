@@ -794,7 +794,7 @@ func TestRenewKillsTheOldID(t *testing.T) {
 func TestCookiesThatProveNothing(t *testing.T) {
 	store, rec := startMini(t).store(t)
 	good := login(t, store)["s"]
-	foreign, err := securecookie.EncodeMulti("s", "ID", securecookie.CodecsFromPairs([]byte("another key"))...)
+	foreign, err := securecookie.EncodeMulti("s", "ID", securecookie.CodecsFromPairs([]byte("another key, as long as it should be"))...)
 	must(t, err)
 	otherName, err := securecookie.EncodeMulti("other", "ID", store.Codecs...)
 	must(t, err)
@@ -833,10 +833,10 @@ func TestCookiesThatProveNothing(t *testing.T) {
 func TestKeyRotation(t *testing.T) {
 	srv := startMini(t)
 	client := srv.client(t)
-	old := New(client, []byte("the old key"), blockKey)
+	old := New(client, []byte("the old key, as long as it should be"), blockKey)
 	b := login(t, old)
 
-	rotated := New(client, hashKey, nil, []byte("the old key"), blockKey)
+	rotated := New(client, hashKey, nil, []byte("the old key, as long as it should be"), blockKey)
 	s, r, w := b.get(t, rotated)
 	equal(t, "user", s.Values["user"], any("ann"))
 	must(t, s.Save(r, w))

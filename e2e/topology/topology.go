@@ -29,11 +29,7 @@ type Node struct {
 // Start starts a redis-server with these arguments, as redisserver.Start takes them.
 func Start(t testing.TB, args ...string) *Node {
 	t.Helper()
-	redisserver.Need(t)
-	s, err := redisserver.Start(append(args[:len(args):len(args)], "--dir", t.TempDir())...)
-	must(t, err)
-	t.Cleanup(s.Kill)
-	return &Node{s, t}
+	return &Node{redisserver.StartFor(t, args...), t}
 }
 
 // Durable are the arguments of a node that keeps what it has acknowledged when it is

@@ -40,6 +40,18 @@ func Need(t testing.TB) {
 	}
 }
 
+// StartFor starts a redis-server that ends with the test, which needs one.
+func StartFor(t testing.TB, args ...string) *Server {
+	t.Helper()
+	Need(t)
+	s, err := Start(append(args[:len(args):len(args)], "--dir", t.TempDir())...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Kill)
+	return s
+}
+
 // A Server is one process.
 type Server struct {
 	Addr    string

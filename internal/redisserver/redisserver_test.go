@@ -14,12 +14,11 @@ import (
 // TestTakenPorts has two ports taken that come next, the second for the bus of a
 // Cluster node only.
 func TestTakenPorts(t *testing.T) {
-	Need(t)
 	for !take(t, 10000+int(ports.Load()+1)%10000) || !take(t, 20000+int(ports.Load()+2)%10000) {
 		ports.Add(1)
 	}
 	before := ports.Load()
-	s := start(t, "--cluster-enabled", "yes", "--dir", t.TempDir())
+	s := StartFor(t, "--cluster-enabled", "yes")
 	if tried := ports.Load() - before; tried < 3 {
 		t.Errorf("Start returned the port %d that it tried", tried)
 	}
@@ -31,8 +30,7 @@ func TestTakenPorts(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
-	Need(t)
-	s := start(t)
+	s := StartFor(t)
 	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
 	defer c.Close()
 	pid := s.Process.Pid
@@ -55,12 +53,11 @@ func TestRestart(t *testing.T) {
 
 // TestArguments has a file first, and says the port once more.
 func TestArguments(t *testing.T) {
-	Need(t)
 	file := filepath.Join(t.TempDir(), "redis.conf")
 	if err := os.WriteFile(file, []byte("maxmemory 12345678\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := start(t, file, "--cluster-announce-port", "{port}")
+	s := StartFor(t, file, "--cluster-announce-port", "{port}")
 	c := redis.NewClient(&redis.Options{Addr: s.Addr})
 	defer c.Close()
 	_, port, _ := net.SplitHostPort(s.Addr)
@@ -79,16 +76,6 @@ func TestNoProgram(t *testing.T) {
 	if _, err := Start(); err == nil || !strings.Contains(err.Error(), "no-such-server") || !strings.Contains(err.Error(), "install") {
 		t.Errorf("got %v", err)
 	}
-}
-
-func start(t *testing.T, args ...string) *Server {
-	t.Helper()
-	s, err := Start(args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Kill)
-	return s
 }
 
 // take reports whether the port was free; now it is not.
