@@ -1,0 +1,90 @@
+// Package script runs Lua in Redis: in full until Redis is known to have a script, by its
+// digest from then on.
+package script
+
+import (
+	"context"
+	"crypto/fips140"
+	"crypto/sha1"
+	"encoding/hex"
+	"strings"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A Script is the text of one, and how Redis names it.
+type Script struct {
+	text, digest string
+	once         bool
+}
+
+// New returns the script that is these pieces of Lua, one after the other. It is one
+// that may be repeated: go-redis sends it again when a reply is lost.
+func New(pieces ...string) *Script {
+	text := strings.Join(pieces, "\n")
+	return &Script{text: text, digest: digest(text)}
+}
+
+// Once returns New's script as one that go-redis must not send again.
+func Once(pieces ...string) *Script {
+	s := New(pieces...)
+	s.once = true
+	return s
+}
+
+// digest is SHA-1, by which Redis names scripts. It protects nothing, so that it may be
+// used where only what FIPS 140 approves may protect.
+func digest(text string) (name string) {
+	fips140.WithoutEnforcement(func() {
+		sum := sha1.Sum([]byte(text))
+		name = hex.EncodeToString(sum[:])
+	})
+	return name
+}
+
+// A Runner runs scripts on one client, and remembers which ones Redis has. It may be
+// used by many goroutines.
+type Runner struct {
+	Client redis.UniversalClient
+	known  sync.Map // *Script: true
+}
+
+// Run runs a script on these keys, the first of which tells a Cluster or a Ring where.
+func (r *Runner) Run(ctx context.Context, s *Script, keys []string, args ...any) *redis.Cmd {
+	if _, known := r.known.Load(s); known {
+		cmd := r.send(ctx, s, append(head("evalsha", s.digest, keys), args...))
+		if !redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+			return cmd
+		}
+	}
+	cmd := r.send(ctx, s, append(head("eval", s.text, keys), args...))
+	if cmd.Err() == nil || cmd.Err() == redis.Nil {
+		r.known.Store(s, true)
+	}
+	return cmd
+}
+
+func (r *Runner) send(ctx context.Context, s *Script, args []any) *redis.Cmd {
+	cmd := redis.NewCmd(ctx, args...)
+	cmd.SetFirstKeyPos(3)
+	if s.once {
+		_ = r.Client.Process(ctx, unrepeated{cmd})
+	} else {
+		_ = r.Client.Process(ctx, cmd)
+	}
+	return cmd
+}
+
+func head(name, text string, keys []string) []any {
+	args := append(make([]any, 0, 16), name, text, len(keys))
+	for _, key := range keys {
+		args = append(args, key)
+	}
+	return args
+}
+
+// unrepeated is a command that the client does not repeat.
+type unrepeated struct{ redis.Cmder }
+
+func (unrepeated) NoRetry() bool { return true }
