@@ -300,16 +300,18 @@ func ExampleSetOwner() {
 		}
 	}
 
-	list, err := store.Sessions(context.Background(), "user:42")
-	fmt.Println(len(list), err)
+	for session, err := range store.Sessions(context.Background(), "user:42") {
+		fmt.Println(session.Values["device"], err)
+	}
 	ended, err := store.Revoke(context.Background(), "user:42")
 	fmt.Println(ended, err)
-	list, err = store.Sessions(context.Background(), "user:42")
-	fmt.Println(len(list), err)
-	// Output:
+	for session := range store.Sessions(context.Background(), "user:42") {
+		fmt.Println("still there:", session.Values["device"])
+	}
+	// Unordered output:
+	// phone <nil>
+	// laptop <nil>
 	// 2 <nil>
-	// 2 <nil>
-	// 0 <nil>
 }
 
 // Log out everywhere but here.
@@ -348,18 +350,14 @@ func ExampleStore_Revoke() {
 func ExampleStore_Sessions() {
 	logoutThere := func(w http.ResponseWriter, r *http.Request) {
 		session, _ := store.Get(r, "session")
-		list, err := store.Sessions(r.Context(), redistore.Owner(session))
-		if err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
-			return
-		}
-		for _, s := range list {
-			if s.Values["device"] == r.FormValue("device") && s.ID != session.ID {
+		for s, err := range store.Sessions(r.Context(), redistore.Owner(session)) {
+			if s != nil && redistore.PublicID(s) == r.FormValue("session") {
 				s.Options.MaxAge = -1
-				if err := s.Save(r, w); err != nil { // this browser's cookie stays
-					http.Error(w, "please try again", http.StatusServiceUnavailable)
-					return
-				}
+				err = s.Save(r, w) // this browser's cookie stays
+			}
+			if err != nil && !errors.Is(err, redistore.ErrNotDecoded) {
+				http.Error(w, "please try again", http.StatusServiceUnavailable)
+				return
 			}
 		}
 	}

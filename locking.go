@@ -13,13 +13,15 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/script"
 )
 
 var (
@@ -92,9 +94,9 @@ type LockingStore struct {
 	// server's goroutines. Zero: no limit.
 	MaxWaiters int
 
-	mu    sync.Mutex
-	lines map[string]*line // by session ID; only those that somebody stands in
-	known [3]atomic.Bool   // scripts that Redis has seen
+	mu       sync.Mutex
+	lines    map[string]*line // by session ID; only those that somebody stands in
+	updating sync.Map         // updateKey: *sessions.Session
 }
 
 // NewLockingStore puts the lock around a store, with a TTL of 10 s, a Wait of 15 s and
@@ -107,14 +109,21 @@ func NewLockingStore(store *Store) *LockingStore {
 // requests hold it, for as long as Wait: then, [ErrLocked]. See [Store.Get].
 func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(l, name)
-	if err == nil && !session.IsNew && session.ID != "" && visitOf(r, l).seen[session] == nil {
+	if err != nil {
+		return session, err
+	}
+	st := stateOf(session)
+	if st.may(ending, l) != nil {
+		return apart(l, r, session)
+	}
+	if st.status == stored && st.seen == nil {
 		// It was loaded without the lock, by a middleware that only reads.
 		session, _, err = l.fresh(r, name)
 		if errors.Is(err, ErrGone) { // as if it had not been loaded
 			fresh := sessions.NewSession(l, name)
 			fresh.IsNew, fresh.Options = true, l.options()
 			*session, err = *fresh, nil
-			delete(notes(r), session)
+			setState(session, state{})
 		}
 	}
 	return session, err
@@ -124,7 +133,7 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 // not wait for an earlier Get of the same request. See [Store.New].
 func (l *LockingStore) New(r *http.Request, name string) (*sessions.Session, error) {
 	session := sessions.NewSession(l, name)
-	return session, l.open(l, r, session)
+	return session, (&call{by: l, r: r, session: session}).open()
 }
 
 // Save writes the session, if it is still what this request loaded, and unlocks it.
@@ -132,17 +141,21 @@ func (l *LockingStore) New(r *http.Request, name string) (*sessions.Session, err
 //
 // It can be called again: it then compares with what the first Save wrote.
 func (l *LockingStore) Save(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	return l.save(l, r, w, session, false)
+	return l.call(r, w, session).save(false)
 }
 
 // Renew is Save under a new ID. See [Store.Renew].
 func (l *LockingStore) Renew(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	return l.save(l, r, w, session, true)
+	return l.call(r, w, session).save(true)
 }
 
 // Touch takes no lock and needs none. See [Store.Touch].
 func (l *LockingStore) Touch(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	return l.touch(l, r, w, session)
+	return l.call(r, w, session).touch()
+}
+
+func (l *LockingStore) call(r *http.Request, w http.ResponseWriter, session *sessions.Session) *call {
+	return &call{by: l, r: r, w: w, session: session, state: stateOf(session)}
 }
 
 // Update locks the session, loads it afresh, calls fn to change it, saves it and
@@ -158,18 +171,18 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 	if err := l.check(); err != nil {
 		return err
 	}
-	visit := visitOf(r, l)
-	if session := visit.updating[name]; session != nil {
-		return fn(session)
+	key := updateKey{sessions.GetRegistry(r), name}
+	if outer, nested := l.updating.Load(key); nested {
+		return fn(outer.(*sessions.Session))
 	}
 	session, undo, err := l.fresh(r, name)
 	if undo == nil {
 		return err
 	}
-	visit.updating[name] = session
+	l.updating.Store(key, session)
 	saved := false
 	defer func() { // fn may panic
-		delete(visit.updating, name)
+		l.updating.Delete(key)
 		if !saved {
 			undo()
 		}
@@ -182,48 +195,57 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 	return err
 }
 
+// updateKey is a request's session while Update's fn works on it.
+type updateKey struct {
+	registry *sessions.Registry
+	name     string
+}
+
 // fresh loads a session again, into the request's registered one if there is one.
 // undo makes it what was loaded, and unlocks it; nil: there is nothing to save.
 func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Session, undo func(), err error) {
-	visit := visitOf(r, l)
 	loaded := sessions.NewSession(l, name)
 	kept := &keepingData{LockingStore: l}
-	if err = l.open(kept, r, loaded); errors.Is(err, ErrNotLoaded) {
-		l.leave(r, loaded.ID)
+	c := &call{by: kept, r: r, session: loaded}
+	if err = c.open(); errors.Is(err, ErrNotLoaded) {
+		l.leave(r, c.state.held)
 		return loaded, nil, err // and the registered one stays as it is
 	}
 	session, registryErr := sessions.GetRegistry(r).Get(preloaded{l, loaded, err}, name)
 	if session == nil {
 		return loaded, nil, registryErr // not a cookie name
 	}
-	if session.ID != "" && session.ID != loaded.ID && !noted(r, session).unread {
+	st := stateOf(session)
+	if err := st.may(ending, l); err != nil {
+		l.leave(r, c.state.held)
+		return session, nil, err
+	}
+	if session.ID != "" && session.ID != loaded.ID && st.status != unread {
 		// This request has saved it under that ID, which its cookies do not have, or has
 		// loaded what has ended since.
-		l.leave(r, loaded.ID)
-		found, err := l.find(kept, r, loaded, session.ID)
+		l.leave(r, c.state.held)
+		c.state = state{}
+		found, err := c.find([]string{session.ID})
 		switch {
 		case err != nil:
-			l.leave(r, loaded.ID)
+			l.leave(r, c.state.held)
 			return loaded, nil, err
-		case !found:
+		case !found || c.state.status == ended:
 			return session, nil, ErrGone
 		}
-		notes(r)[loaded] = note{id: session.ID}
 		err = nil // a cookie that proves nothing has been replaced
 	}
-	if noted(r, session).ended {
+	if st.status == ended || c.state.status == ended {
 		return session, nil, ErrGone
 	}
-	before, noteBefore := *loaded, noted(r, loaded)
-	*session = before
-	notes(r)[session] = noteBefore
-	delete(visit.seen, loaded)
-	delete(visit.seen, session)
+	before, stateBefore := *loaded, c.state
+	stateBefore.seen = nil
 	if kept.data != nil {
-		visit.seen[session] = newVersion(kept.data) // its own: see version
+		stateBefore.seen = newVersion(kept.data) // its own: see version
 	}
+	*session = before
+	setState(session, stateBefore)
 	return session, func() {
-		noteBefore.ended = noted(r, session).ended
 		*session = before
 		session.Options = l.options()
 		session.Values = make(map[any]any)
@@ -233,11 +255,13 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		case !before.IsNew:
 			l.takeOver(r, session)
 		}
-		notes(r)[session] = noteBefore
-		if v := visit.seen[session]; v != nil && v.Load().digest != digest(kept.data) {
-			delete(visit.seen, session) // fn saved it: what was loaded is no longer what is stored
+		if stateOf(session).status != ended {
+			if v := stateBefore.seen; v != nil && v.Load().digest != digest(kept.data) {
+				stateBefore.seen = nil // fn saved it: what was loaded is no longer what is stored
+			}
+			setState(session, stateBefore)
 		}
-		l.leave(r, before.ID)
+		l.leave(r, stateBefore.held)
 	}, err
 }
 
@@ -247,8 +271,8 @@ type keepingData struct {
 	data []byte
 }
 
-func (k *keepingData) read(ctx context.Context, r *http.Request, session *sessions.Session, life time.Duration) (data []byte, err error) {
-	k.data, err = k.LockingStore.read(ctx, r, session, life)
+func (k *keepingData) read(ctx context.Context, c *call, id string, life time.Duration) (data []byte, err error) {
+	k.data, err = k.LockingStore.read(ctx, c, id, life)
 	return k.data, err
 }
 
@@ -264,14 +288,23 @@ func (p preloaded) New(*http.Request, string) (*sessions.Session, error) { retur
 // bound is Wait and, for the last attempt, the time that a command may take.
 func (l *LockingStore) bound() time.Duration { return max(l.Wait, l.Wait+timeout) } // which may overflow
 
+func (l *LockingStore) parts() (*Store, *LockingStore) { return l.Store, l }
+
+// records are the store's, each with a lock. A write may wait for the lock once the index
+// knows of it.
+func (l *LockingStore) records() records {
+	db := l.Store.records()
+	db.wait, db.locked = max(db.wait, db.wait+l.Wait), true // which may overflow
+	return db
+}
+
 // read locks and loads a session.
-func (l *LockingStore) read(all context.Context, r *http.Request, session *sessions.Session, life time.Duration) ([]byte, error) {
-	id, visit := session.ID, visitOf(r, l)
+func (l *LockingStore) read(all context.Context, c *call, id string, life time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(all, l.Wait)
 	defer cancel()
-	h, err := l.enter(ctx, r, id)
+	h, err := l.enter(ctx, c.r, id)
 	if err != nil {
-		return nil, ended(r, err)
+		return nil, c.ended(err)
 	}
 	var idle int64 // seconds that the session is to live from now; 0: as before
 	if l.IdleTimeout > 0 {
@@ -291,116 +324,118 @@ func (l *LockingStore) read(all context.Context, r *http.Request, session *sessi
 	switch {
 	case err == ErrLocked:
 		h.free()
-		return nil, ended(r, err)
+		return nil, c.ended(err)
 	case errors.Is(err, redis.Nil):
 		h.free()
 		return nil, err
 	case err != nil: // a reply may have been lost, and the lock been taken
-		go l.release(r.Context(), id, h)
-		if waited && r.Context().Err() != nil {
-			err = ended(r, ErrLocked)
+		go l.release(c.context(), id, h)
+		if waited && c.context().Err() != nil {
+			err = c.ended(ErrLocked)
 		}
 		return nil, err
 	}
-	h.arm(r.Context(), l.TTL, until, func(ctx context.Context) { l.unlock(ctx, id, h.token) })
+	h.arm(c.context(), l.TTL, until, func(ctx context.Context) { l.unlock(ctx, id, h.token) })
 	data := []byte(reply.(string))
-	visit.holds[id] = h
-	visit.seen[session] = h.saw(data)
+	c.state.held, c.state.seen = h, h.saw(data)
 	return data, nil
 }
 
 // ended adds, to an error, that the request has ended.
-func ended(r *http.Request, err error) error {
-	if cause := r.Context().Err(); cause != nil {
+func (c *call) ended(err error) error {
+	if cause := c.context().Err(); cause != nil {
 		return fmt.Errorf("%w: %w", err, cause)
 	}
 	return err
 }
 
-// create takes no lock, for nobody knows the ID yet. It notes what the request's
-// next Save has to find.
-func (l *LockingStore) create(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-	if err := l.Store.create(ctx, r, session, data, ttl); err != nil {
+// create takes no lock, for nobody knows the ID yet. It notes what the session's next Save
+// has to find.
+func (l *LockingStore) create(ctx context.Context, c *call, rec record) error {
+	if err := l.records().create(ctx, rec); err != nil {
 		return err
 	}
-	visitOf(r, l).seen[session] = newVersion(data)
+	c.state.held, c.state.seen = nil, newVersion(rec.data)
 	return nil
 }
 
 // overwrite compares, writes and unlocks.
-func (l *LockingStore) overwrite(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-	seen := visitOf(r, l).seen[session]
-	if seen == nil {
-		return ErrConflict // not loaded through the lock: nothing shows that it is current
+func (l *LockingStore) overwrite(ctx context.Context, c *call, rec record) error {
+	db := l.records()
+	if rec.owner != "" {
+		if err := db.remember(ctx, rec, db.wait); err != nil {
+			return failed("save", err)
+		}
 	}
-	before, _ := accompany(ctx, l.Store, session, ttl)
-	if err := l.do(ctx, before); err != nil {
-		return failed("save", err)
+	err := l.settle(c, "save", rec)
+	switch {
+	case err == nil:
+		c.state.seen.Store(&sight{digest: digest(rec.data)})
+	case errors.Is(err, ErrGone):
+		db.remove(ctx, rec.owner, rec.id)
 	}
-	if err := l.settle(r, "save", session.ID, seen, data, ttl); err != nil {
-		return err
-	}
-	seen.Store(&sight{digest: digest(data)})
-	return nil
+	return err
 }
 
 // replace writes the new record, whose ID nobody knows yet, and then ends the one
 // that was loaded, comparing it. If that is refused, it takes the new one back.
-func (l *LockingStore) replace(old []string) writer {
-	return func(ctx context.Context, r *http.Request, session *sessions.Session, data []byte, ttl time.Duration) error {
-		visit := visitOf(r, l)
-		seen := visit.seen[session]
-		if seen == nil {
-			return ErrConflict
-		}
-		if err := l.create(ctx, r, session, data, ttl); err != nil {
-			return err
-		}
-		err := l.settle(r, "renew", old[0], seen, nil, 0)
-		ctx, cancel := detached(r.Context()) // settle may have used up the other
-		defer cancel()
-		if err != nil {
-			visit.seen[session] = seen
-			_ = l.Store.remove(ctx, session, session.ID) // if this fails, it expires
-			return err
-		}
-		l.forgo(ctx, session, old...)
-		for _, planted := range old[1:] {
-			_ = l.Store.remove(ctx, session, planted) // if this fails, it is nobody's login still
-		}
-		return nil
+func (l *LockingStore) replace(ctx context.Context, c *call, rec record, old []string) error {
+	loaded := c.state
+	if err := l.create(ctx, c, rec); err != nil {
+		c.state = loaded
+		return err
 	}
+	created := c.state
+	c.state = loaded
+	err := l.settle(c, "renew", record{id: old[0]})
+	ctx, cancel := c.detached() // settle may have used up the other
+	defer cancel()
+	db := l.records()
+	if err != nil {
+		_, _ = db.delete(ctx, rec.owner, rec.id) // if this fails, it expires
+		return err
+	}
+	c.state = created
+	db.remove(ctx, rec.owner, old...)
+	for _, planted := range old[1:] {
+		_, _ = db.end(ctx, planted, rand.Text()) // if this fails, it is nobody's login still
+	}
+	return nil
 }
 
-// remove ends a session, whoever holds it, together with the lock.
-func (l *LockingStore) remove(ctx context.Context, session *sessions.Session, id string) error {
-	_, after := accompany(ctx, l.Store, session, 0, id)
-	err := l.drop(ctx, []redis.Cmder{redis.NewIntCmd(ctx, "del", l.key(id), lockKey(l.key(id)))}, after)
-	if h := l.holder(id); h != nil && err == nil {
-		h.free()
+// delete ends sessions, whoever holds them, together with their locks.
+func (l *LockingStore) delete(ctx context.Context, owner string, ids []string) error {
+	_, err := l.records().delete(ctx, owner, ids...)
+	if err != nil {
+		return err
 	}
-	return failed("delete", err)
+	for _, id := range ids {
+		if h := l.holder(id); h != nil {
+			h.free()
+		}
+	}
+	return nil
 }
 
-// settle writes data, or deletes where ttl is 0, if what is stored is what was seen.
+// settle writes a record, or ends it where its ttl is 0, if what is stored is what was seen.
 // It runs the script until its outcome is known, and is done with the lock. It is not
 // left to the client to repeat a script whose reply was lost: only here is it known
 // that the answer to a repeat may be about its own work.
-func (l *LockingStore) settle(r *http.Request, step, id string, seen *version, data []byte, ttl time.Duration) error {
-	h := visitOf(r, l).holds[id]
+func (l *LockingStore) settle(c *call, step string, rec record) error {
+	h, seen := c.state.held, c.state.seen
 	if h == nil {
 		h = &hold{pass: func() {}} // the session is new, and nobody's yet
 	}
 	certain := h.keep() // that we hold the lock, so that only we can release it
 	before := seen.Load()
 	var lost error
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), l.Wait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.context()), l.Wait)
 	defer cancel()
 	reply, err := await(ctx, func() (any, error) {
-		ctx, cancel := detached(r.Context())
+		ctx, cancel := c.detached()
 		defer cancel()
 		for attempt := 1; ; attempt++ {
-			reply, err := l.run(ctx, settleScript, id, h.token, before.digest, data, seconds(ttl), lost != nil)
+			reply, err := l.run(ctx, settleScript, rec.id, h.token, before.digest, rec.data, seconds(rec.ttl), lost != nil, seconds(renewed))
 			if err == nil || isReply(err) {
 				return reply, err
 			}
@@ -420,19 +455,19 @@ func (l *LockingStore) settle(r *http.Request, step, id string, seen *version, d
 		}
 		return err
 	case err != nil:
-		go l.release(r.Context(), id, h)
+		go l.release(c.context(), rec.id, h)
 		return failed(step, err)
 	}
 	h.free()
 	switch {
 	case reply == "done":
 		return nil
-	case reply == "same" && (certain && time.Now().Before(h.until) || digest(data) == before.digest):
+	case reply == "same" && (certain && time.Now().Before(h.until) || digest(rec.data) == before.digest):
 		// What stands there already is our own work if the lock was ours until then: nobody
 		// but our lost attempt can have released it. And where nothing was to be changed, it
 		// does not matter whose work it is.
 		return nil
-	case reply == "gone" && whole && ttl > 0: // which is no Save's work, not even of a lost one
+	case reply == "gone" && whole && rec.ttl > 0: // which is no Save's work, not even of a lost one
 		return ErrGone
 	case lost != nil: // whose doing this is cannot be told
 		return failed(step, lost)
@@ -445,9 +480,10 @@ func (l *LockingStore) settle(r *http.Request, step, id string, seen *version, d
 // A hold is the lock that Redis has given to a request, and before that the turn to
 // ask for it. Several goroutines may use it, as copies of a request do.
 type hold struct {
-	token  string      // proves that the lock is ours; 128 random bits
-	header http.Header // the request's: its copies share it
-	pass   func()      // gives the turn to the next of this process; once
+	id    string
+	token string        // proves that the lock is ours; 128 random bits
+	r     *http.Request // whose it is
+	pass  func()        // gives the turn to the next of this process; once
 
 	mu      sync.Mutex
 	version *version
@@ -534,23 +570,6 @@ func digest(data []byte) (text string) {
 	return text
 }
 
-// A visit is what one request has to do with one LockingStore.
-type visit struct {
-	holds    map[string]*hold // by ID
-	seen     map[*sessions.Session]*version
-	updating map[string]*sessions.Session // by name: within Update's fn
-}
-
-func visitOf(r *http.Request, l *LockingStore) *visit {
-	book := notes(r)
-	v, ok := book[l].(*visit)
-	if !ok {
-		v = &visit{map[string]*hold{}, map[*sessions.Session]*version{}, map[string]*sessions.Session{}}
-		book[l] = v
-	}
-	return v
-}
-
 // A line is made of the requests of this process that want one session: first come,
 // first served, and only the first talks to Redis.
 type line struct {
@@ -567,12 +586,9 @@ type waiter struct {
 // enter returns the request's own hold, or a new one when its turn has come, or
 // ErrLocked.
 func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*hold, error) {
-	if h := visitOf(r, l).holds[id]; h != nil && h.keep() {
-		return h, nil
-	}
 	token := make([]byte, 16)
 	rand.Read(token) // never fails
-	h := &hold{token: hex.EncodeToString(token), header: r.Header}
+	h := &hold{id: id, token: hex.EncodeToString(token), r: r}
 	h.pass = sync.OnceFunc(func() { l.pass(id) })
 
 	l.mu.Lock()
@@ -585,9 +601,8 @@ func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*
 		l.mu.Unlock()
 		return h, nil
 	}
-	// A copy of the request that was made before gorilla's registry was put into it
-	// has another registry. It must not wait for the lock that this request holds.
-	if other := q.holder; sameMap(other.header, r.Header) && other.keep() {
+	// A request must not wait for the lock that it holds.
+	if other := q.holder; sameRequest(other.r, r) && other.keep() {
 		l.mu.Unlock()
 		return other, nil
 	}
@@ -640,8 +655,17 @@ func (l *LockingStore) holder(id string) *hold {
 	return nil
 }
 
-func sameMap(a, b http.Header) bool {
-	return a != nil && reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
+// sameRequest tells whether one is a copy of the other: copies share the header, and those
+// that were made once gorilla's registry was put into the request share that too.
+func sameRequest(a, b *http.Request) bool {
+	header := func(r *http.Request) unsafe.Pointer { return reflect.ValueOf(r.Header).UnsafePointer() }
+	return a.Header != nil && header(a) == header(b) || registry(a) == registry(b)
+}
+
+// registry is gorilla's, if the request has one; else, one that nobody else has. It leaves
+// the request as it is.
+func registry(r *http.Request) *sessions.Registry {
+	return sessions.GetRegistry(r.WithContext(r.Context()))
 }
 
 // pass gives the turn to the next in line.
@@ -659,9 +683,9 @@ func (l *LockingStore) pass(id string) {
 }
 
 // leave releases the session if the request holds it.
-func (l *LockingStore) leave(r *http.Request, id string) {
-	if h := visitOf(r, l).holds[id]; h != nil && h.keep() {
-		l.release(r.Context(), id, h)
+func (l *LockingStore) leave(r *http.Request, h *hold) {
+	if h != nil && h.keep() {
+		l.release(r.Context(), h.id, h)
 	}
 }
 
@@ -691,17 +715,8 @@ func await(ctx context.Context, ask func() (any, error)) (any, error) {
 	}
 }
 
-// lockKey is in the same Cluster slot as the key: the key is its hash tag, or has
-// one. "" if there is no such name.
-func lockKey(key string) string {
-	if _, tag, found := strings.Cut(key, "{"); found && strings.Index(tag, "}") > 0 {
-		return key + ":lock"
-	}
-	if strings.Contains(key, "}") {
-		return ""
-	}
-	return "{" + key + "}:lock"
-}
+// lockKey is in the same Cluster slot as the key. "" if there is no such name.
+func lockKey(key string) string { return beside(key, ":lock") }
 
 // check adds what only the lock needs.
 func (l *LockingStore) check() error {
@@ -728,18 +743,11 @@ func (l *LockingStore) Ping(ctx context.Context) error {
 	return l.Store.Ping(ctx)
 }
 
-// A script runs on a session's key and on its lock's.
-type script struct {
-	n         int
-	src, hash string
-}
-
-func newScript(n int, src string) script { return script{n, src, digest([]byte(src))} }
-
+// The scripts run on a session's key, its lock's and its renewal marker's.
 var (
 	// ARGV: token, TTL in ms, idle timeout in s or 0.
 	// Returns the value, or the holder's remaining ms, or nil: no such session.
-	loadScript = newScript(0, `
+	loadScript = script.New(`
 local holder = redis.call("GET", KEYS[2])
 if holder and holder ~= ARGV[1] then
 	if redis.call("EXISTS", KEYS[1]) == 0 then return false end
@@ -755,7 +763,7 @@ end
 return value
 `)
 	// ARGV: token, digest of what was seen, new value, its expiry in s or 0 to delete,
-	// whether this is a repeat whose first reply was lost.
+	// whether this is a repeat whose first reply was lost, the renewal marker's expiry in s.
 	// Returns what became of it, or the holder's remaining ms.
 	//
 	// A repeat that finds the lock gone may have been done at the first attempt, and
@@ -763,7 +771,7 @@ return value
 	// stands there once more. At a first attempt, that the new value stands there already
 	// is somebody else's equal write: of two requests that both add one to the same
 	// number, one is refused.
-	settleScript = newScript(1, `
+	settleScript = script.Once(`
 local value, holder = redis.call("GET", KEYS[1]), redis.call("GET", KEYS[2])
 local result
 if not value then
@@ -777,6 +785,7 @@ elseif holder and holder ~= ARGV[1] then
 else
 	if ARGV[4] == "0" then
 		redis.call("DEL", KEYS[1])
+		redis.call("SET", KEYS[3], ARGV[1], "EX", ARGV[6])
 	else
 		redis.call("SET", KEYS[1], ARGV[3], "EX", ARGV[4])
 	end
@@ -786,42 +795,20 @@ if holder == ARGV[1] then redis.call("DEL", KEYS[2]) end
 return result
 `)
 	// ARGV: token.
-	unlockScript = newScript(2, `
+	unlockScript = script.New(`
 if redis.call("GET", KEYS[2]) == ARGV[1] then return redis.call("DEL", KEYS[2]) end
 return 0
 `)
 )
 
-// run sends a script: in full until Redis is known to have it, and by its digest
-// from then on.
-func (l *LockingStore) run(ctx context.Context, s script, id string, args ...any) (any, error) {
-	key := l.key(id)
-	send := func(name, text string) (any, error) {
-		cmd := redis.NewCmd(ctx, append([]any{name, text, 2, key, lockKey(key)}, args...)...)
-		cmd.SetFirstKeyPos(3)
-		if s.n == settleScript.n {
-			_ = l.client.Process(ctx, once{cmd}) // see settle
-		} else {
-			_ = l.client.Process(ctx, cmd)
-		}
-		return cmd.Result()
-	}
-	if l.known[s.n].Load() {
-		reply, err := send("evalsha", s.hash)
-		if !redis.HasErrorPrefix(err, "NOSCRIPT") {
-			return reply, err
-		}
-	}
-	reply, err := send("eval", s.src)
-	if err == nil {
-		l.known[s.n].Store(true)
-	}
-	return reply, err
+func (l *LockingStore) run(ctx context.Context, s *script.Script, id string, args ...any) (any, error) {
+	db := l.records()
+	return l.scripts.Run(ctx, s, []string{db.key(id), lockKey(db.key(id)), db.mark(id)}, args...).Result()
 }
 
 // unlock releases the request's own lock. If that fails, the lock runs out.
 func (l *LockingStore) unlock(ctx context.Context, id, token string) {
-	ctx, cancel := detached(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	_, _ = l.run(ctx, unlockScript, id, token)
 }

@@ -6,47 +6,45 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"net/url"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
 )
 
-// The index of an owner is a sorted set: session IDs, scored by the second after
-// which the session is certainly over. It is written before the session, so that no
-// session is ever outside it; what it lists too much is found out by looking.
+// The index of an owner is a sorted set: session IDs, scored by the second after which the
+// session is certainly over (lua/index.lua). It is written before the session, so that no
+// session is ever outside it. It may list sessions that do not exist: readers must check.
 
 const (
 	ownerKey = "_owner" // in Values, beside gorilla's "_flash"
 
-	// pending marks, as a fraction of the score, an entry whose new session was still
-	// to be written. Where that is not one transaction, an entry without a session is
-	// dead only after as long as the writing may take.
+	// pending marks, as a fraction of the score, an entry whose session may be yet to be
+	// written. Without a session it is dead only when its ID is older than settled.
 	pending = 0.5
 	settled = time.Minute
 
-	revokeBatch = 100 // sessions in one pipeline, which may be large ones
-	maxRounds   = 32  // of one Revoke
+	batch     = 32 // sessions in one pipeline, which may be large ones
+	maxRounds = 32 // of one Revoke
 )
 
-// SetOwner says whose session this is, for [Store.Sessions] and [Store.Revoke] to
-// find it: a user's ID, in any bytes and of any length. It counts from the next Save
-// or Renew; do not Touch the session before that. The empty owner is nobody.
+// SetOwner says whose session this is, for [Store.Sessions], [Store.Revoke] and
+// [Store.Limit] to find it: a user's ID, in any bytes and of any length. It counts from
+// the next Save or Renew; do not Touch the session before that. The empty owner is nobody.
 //
 // The name is kept in Values, under "_owner", and so survives Renew and a reload. A
 // handler that replaces all of Values has to call SetOwner again.
 //
-// Saving a session that has an owner writes the owner's index too. On a single server
-// both are one transaction, in one round trip. With a LockingStore, and on Cluster,
-// Ring and an AutoPipeliner, the index is written first and the session after it, so
-// that the index may list a session that was never written, for a while, but not lack
-// one that was. With IdleTimeout, Get tells the index that the session lives on: one
-// more command. If that fails for as long as twice IdleTimeout, while the session, on
-// another server, is read all the time, Revoke misses it.
+// Saving a session that has an owner writes the owner's index too, and before it. On a
+// single server both are one script: if the index cannot be written, nothing is. On
+// Cluster, Ring and an AutoPipeliner, and with a LockingStore, they are two steps: the
+// index may list a session that was never written, for a while, but not lack one that was.
+// With IdleTimeout, Get tells the index that the session lives on, in one more command. If
+// it cannot, Get is [ErrNotLoaded].
 func SetOwner(session *sessions.Session, owner string) {
 	if owner == "" {
 		delete(session.Values, ownerKey)
@@ -68,43 +66,47 @@ func Owner(session *sessions.Session) string {
 	return owner
 }
 
-// Sessions returns the owner's living sessions, in the order in which they will end
-// if nobody uses them: to show a user their devices (OWASP ASVS 5.0, 7.5.2). Reading
-// them here does not count against IdleTimeout.
+// Sessions returns the owner's living sessions, in the order in which they will end if
+// nobody uses them: to show users their devices (OWASP ASVS 5.0, 7.5.2). Reading them here
+// does not count against IdleTimeout. They are loaded in batches of 32, as the loop goes
+// on; each batch takes 5 seconds at most.
 //
-// They have no name and so no cookie. To end one of them, set its Options.MaxAge to
-// -1 and Save it; do not save them otherwise. An owner without sessions has an empty
-// list, and no error.
+// They have no name and so no cookie. To end one of them, set its Options.MaxAge to -1 and
+// Save it; do not save them otherwise. An owner without sessions has none, and no error.
 //
-// Those that cannot be decoded are left out and joined to the error, beside the
-// others: see [ErrNotLoaded].
-func (s *Store) Sessions(ctx context.Context, owner string) ([]*sessions.Session, error) {
-	if err := s.check(); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	entries, err := s.index(ctx, owner)
-	if err != nil {
-		return nil, failed("sessions", err)
-	}
-	found, err := s.look(ctx, owner, entries)
-	if err != nil {
-		return nil, failed("sessions", err)
-	}
-	var list []*sessions.Session
-	for _, f := range found.alive {
-		if f.over {
-			continue
+// A session that cannot be decoded comes with [ErrNotLoaded]: it has an ID and no values,
+// and can be ended like the others. With any other error the session is nil and the loop
+// ends: Redis could not be read.
+func (s *Store) Sessions(ctx context.Context, owner string) iter.Seq2[*sessions.Session, error] {
+	return func(yield func(*sessions.Session, error) bool) {
+		err := s.check()
+		if err == nil {
+			err = s.eachSession(ctx, owner, yield)
 		}
-		if f.err != nil {
-			err = errors.Join(err, &loadError{fmt.Errorf("%s: %w", f.session.ID, f.err)})
-			continue
+		if err != nil {
+			yield(nil, err)
 		}
-		list = append(list, f.session)
 	}
-	_ = s.forget(ctx, owner, found.dead) // if this fails, the next use does it
-	return list, err
+}
+
+// eachSession returns what ends the loop early, unless that is yield.
+func (s *Store) eachSession(ctx context.Context, owner string, yield func(*sessions.Session, error) bool) error {
+	entries, err := s.entries(ctx, owner)
+	if err != nil {
+		return failed("sessions", err)
+	}
+	for some := range slices.Chunk(entries, batch) {
+		found, err := s.look(ctx, owner, some)
+		if err != nil {
+			return failed("sessions", err)
+		}
+		for _, f := range found {
+			if !f.over && !yield(f.session, f.err) {
+				return nil
+			}
+		}
+	}
+	return nil
 }
 
 // Revoke ends all of the owner's sessions but those whose IDs are in keep, and says
@@ -113,9 +115,11 @@ func (s *Store) Sessions(ctx context.Context, owner string) ([]*sessions.Session
 // running on one of them gets ErrGone from its Save. Sessions that cannot be decoded
 // are ended too.
 //
-// It can be repeated, and has to be after an error: then some may be left. Each of
-// its steps takes 5 seconds at most: to read the index, and to end 100 sessions. A login that happens meanwhile may come
-// before or after it.
+// It can be repeated, and has to be after an error: then some may be left. Each of its
+// steps takes 5 seconds at most: to read the index, and to end 32 sessions. A login that
+// happens meanwhile may come before or after it. Revoke gives up with an error when, after
+// 32 rounds, there is still a session that was renewed meanwhile: that takes dozens of
+// clients of one owner which do nothing but renew.
 func (s *Store) Revoke(ctx context.Context, owner string, keep ...string) (int, error) {
 	if err := s.check(); err != nil {
 		return 0, err
@@ -126,180 +130,197 @@ func (s *Store) Revoke(ctx context.Context, owner string, keep ...string) (int, 
 	// old one ends. So look again, until nothing new is listed and nothing found alive:
 	// then none has escaped.
 	seen := map[string]bool{}
-	for round, again := 0, true; again; round++ {
-		if round == maxRounds {
-			return ended, errors.New("redistore: revoke: the owner logs in faster than sessions can be ended: repeat it")
-		}
-		entries, err := s.index(ctx, owner)
+	for range maxRounds {
+		entries, err := s.entries(ctx, owner)
 		if err != nil {
 			return ended, failed("revoke", err)
 		}
-		entries = slices.DeleteFunc(entries, func(e redis.Z) bool { return slices.Contains(keep, e.Member.(string)) })
-		again = false
+		entries = slices.DeleteFunc(entries, func(e entry) bool { return slices.Contains(keep, e.id) })
+		again := false
 		for _, e := range entries {
-			again = again || !seen[e.Member.(string)]
-			seen[e.Member.(string)] = true
+			again = again || !seen[e.id]
+			seen[e.id] = true
 		}
-		for batch := range slices.Chunk(entries, revokeBatch) {
-			alive, n, err := s.revoke(ctx, owner, batch)
+		for some := range slices.Chunk(entries, batch) {
+			n, more, err := s.revoke(ctx, owner, some)
 			ended += n
+			again = again || more
 			if err != nil {
 				return ended, failed("revoke", err)
 			}
-			again = again || alive
+		}
+		if !again {
+			return ended, nil
+		}
+	}
+	return ended, errors.New("redistore: revoke: the owner's sessions are renewed faster than they can be ended: repeat it")
+}
+
+// revoke ends those of the entries that are the owner's. It says how many it ended itself,
+// and whether any was found alive.
+func (s *Store) revoke(ctx context.Context, owner string, entries []entry) (ended int, more bool, err error) {
+	found, err := s.look(ctx, owner, entries)
+	if err != nil {
+		return 0, false, err
+	}
+	var ids []string
+	for _, f := range found {
+		ids = append(ids, f.session.ID)
+	}
+	ended, err = s.finish(ctx, owner, ids)
+	return ended, len(ids) > 0, err
+}
+
+// finish ends sessions, whoever is using them, and says how many there still were.
+func (s *Store) finish(ctx context.Context, owner string, ids []string) (ended int, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	return s.records().delete(ctx, owner, ids...)
+}
+
+// Limit ends the owner's oldest sessions, by [Created], until n are left, and says how many
+// it ended: "at most three devices". Call it after the login's Renew, with the new ID in
+// keep. Sessions in keep count, and are never ended. An ID that another store made has no
+// creation time and counts as the oldest.
+//
+// Its errors are those of [Store.Revoke], and it can be repeated. Logins at the same time
+// may each end the other's oldest sessions, but none that keep names.
+func (s *Store) Limit(ctx context.Context, owner string, n int, keep ...string) (int, error) {
+	if err := s.check(); err != nil {
+		return 0, err
+	}
+	if n < 0 {
+		return 0, fmt.Errorf("redistore: limit: %d sessions: use 0 or more", n)
+	}
+	var ids []string
+	for session, err := range s.Sessions(ctx, owner) {
+		if session == nil {
+			return 0, failed("limit", err)
+		}
+		ids = append(ids, session.ID)
+	}
+	slices.SortStableFunc(ids, func(a, b string) int { return created(a).Compare(created(b)) })
+	excess := len(ids) - n
+	ids = slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(keep, id) })
+	ended := 0
+	for some := range slices.Chunk(ids[:max(0, min(excess, len(ids)))], batch) {
+		n, err := s.finish(ctx, owner, some)
+		ended += n
+		if err != nil {
+			return ended, failed("limit", err)
 		}
 	}
 	return ended, nil
 }
 
-// revoke ends those of the entries that are the owner's. It says whether any was
-// found alive, and how many of them it ended itself.
-func (s *Store) revoke(ctx context.Context, owner string, entries []redis.Z) (alive bool, ended int, err error) {
+// An entry of an index.
+type entry struct {
+	id      string
+	pending bool
+}
+
+// entries reads the owner's index.
+func (s *Store) entries(ctx context.Context, owner string) ([]entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	found, err := s.look(ctx, owner, entries)
-	if err != nil {
-		return false, 0, err
+	list, err := s.client.ZRangeWithScores(ctx, s.records().index(owner), 0, -1).Result()
+	entries := make([]entry, len(list))
+	for i, z := range list {
+		_, fraction := math.Modf(z.Score)
+		entries[i] = entry{z.Member.(string), fraction == pending}
 	}
-	dels := make([]*redis.IntCmd, len(found.alive))
-	_, err = s.client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for i, f := range found.alive {
-			dels[i] = pipe.Del(ctx, s.key(f.session.ID))
-			found.dead = append(found.dead, f.session.ID)
-		}
-		return nil
-	})
-	for _, del := range dels {
-		ended += int(del.Val())
-	}
-	if err == nil {
-		err = s.forget(ctx, owner, found.dead)
-	}
-	return len(dels) > 0, ended, err
+	return entries, err
 }
 
-// finding is what the sessions of an index turn out to be. What is neither may yet be
-// written, or is another owner's by now, or about to be this one's.
+// A finding is what an entry of an index turns out to be.
 type finding struct {
-	alive []loaded
-	dead  []string // IDs to be forgotten
-}
-
-type loaded struct {
 	session *sessions.Session
 	over    bool  // past AbsoluteTimeout, as this process has it
-	err     error // it cannot be decoded
+	err     error // ErrNotLoaded: it cannot be decoded
 }
 
-// look loads the sessions in one round trip.
-func (s *Store) look(ctx context.Context, owner string, entries []redis.Z) (finding, error) {
+// look loads the sessions in one round trip, and takes out of the index what is dead. What
+// may yet be written is left out, and so is what is another owner's by now.
+func (s *Store) look(ctx context.Context, owner string, entries []entry) ([]finding, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	gets := make([]*redis.StringCmd, len(entries))
 	_, _ = s.client.Pipelined(ctx, func(pipe redis.Pipeliner) error { // each has its own error
 		for i, e := range entries {
-			gets[i] = pipe.Get(ctx, s.key(e.Member.(string)))
+			gets[i] = pipe.Get(ctx, s.key(e.id))
 		}
 		return nil
 	})
-	var f finding
+	var found []finding
+	var gone []string
 	for i, e := range entries {
-		id := e.Member.(string)
 		data, err := gets[i].Bytes()
-		_, fraction := math.Modf(e.Score)
 		switch {
-		case errors.Is(err, redis.Nil) && fraction == pending && s.now().Sub(created(id)) < settled:
 		case errors.Is(err, redis.Nil):
-			f.dead = append(f.dead, id)
-		case err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE"):
-			return finding{}, err
-		default:
-			session := sessions.NewSession(s, "")
-			session.ID, session.Options = id, s.options()
-			if err == nil {
-				err = s.decode(data, session)
+			if !e.pending || s.now().Sub(created(e.id)) >= settled {
+				gone = append(gone, e.id)
 			}
-			if err != nil || Owner(session) == owner {
-				f.alive = append(f.alive, loaded{session, s.lifetime(id, maxLifetime) <= 0, err})
+		case err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE"):
+			return nil, err
+		default:
+			if f := s.listed(e.id, data, err); f.err != nil || Owner(f.session) == owner {
+				found = append(found, f)
 			}
 		}
 	}
-	return f, nil
+	s.records().remove(ctx, owner, gone...)
+	return found, nil
 }
 
-// index reads the owner's index.
-func (s *Store) index(ctx context.Context, owner string) ([]redis.Z, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	return s.client.ZRangeWithScores(ctx, s.indexKey(owner), 0, -1).Result()
-}
-
-// forget takes IDs out of the index.
-func (s *Store) forget(ctx context.Context, owner string, ids []string) error {
-	if len(ids) == 0 {
-		return nil
+// listed makes a session of what an index led to.
+func (s *Store) listed(id string, data []byte, err error) finding {
+	session := sessions.NewSession(s, "")
+	session.ID, session.Options = id, s.options()
+	st := state{status: stored, id: id, store: s}
+	if err == nil {
+		err = s.decode(data, session)
 	}
-	return s.client.Process(ctx, s.forgetting(ctx, owner, ids))
+	if err != nil {
+		st.status = unread
+		err = &loadError{fmt.Errorf("%s: %w", id, err)}
+	}
+	setState(session, st)
+	return finding{session, s.lifetime(id, maxLifetime) <= 0, err}
 }
 
-func (s *Store) forgetting(ctx context.Context, owner string, ids []string) redis.Cmder {
-	args := []any{"zrem", s.indexKey(owner)}
+// index is the key of an owner's index. It is not a session's: no ID starts like this, nor
+// is any name as long as its owner likes.
+func (db records) index(owner string) string {
+	sum := sha256.Sum256([]byte(owner))
+	return db.prefix + "owner:" + hex.EncodeToString(sum[:])
+}
+
+// listed is for how many seconds the index lists a session that lives for ttl. With an
+// IdleTimeout every Get lets it live longer, and tells the index so; one that fails has the
+// next to do it.
+func (db records) listed(ttl time.Duration) int64 {
+	if db.idle > 0 {
+		ttl = max(ttl, 2*db.idle)
+	}
+	return seconds(ttl + time.Second - 1)
+}
+
+// remember notes a session in its owner's index, ahead of a write that may take for wait.
+func (db records) remember(ctx context.Context, rec record, wait time.Duration) error {
+	return db.scripts.Run(ctx, rememberScript, []string{db.index(rec.owner)}, rec.id, db.listed(rec.ttl), seconds(wait)).Err()
+}
+
+// remove takes sessions that are gone out of the index. If this fails, readers do it.
+func (db records) remove(ctx context.Context, owner string, ids ...string) {
+	if owner != "" && len(ids) > 0 {
+		_ = db.send(ctx, db.removing(ctx, owner, ids))
+	}
+}
+
+func (db records) removing(ctx context.Context, owner string, ids []string) redis.Cmder {
+	args := []any{"zrem", db.index(owner)}
 	for _, id := range ids {
 		args = append(args, id)
 	}
 	return redis.NewIntCmd(ctx, args...)
-}
-
-// indexKey is not a session's: no ID starts like this, nor is any name as long as
-// its owner likes.
-func (s *Store) indexKey(owner string) string {
-	sum := sha256.Sum256([]byte(owner))
-	return s.KeyPrefix + "owner:" + hex.EncodeToString(sum[:])
-}
-
-// remember notes a session for ARGV[2] seconds from now, Redis' now, and lets the
-// index live as long as the last in it. What Redis itself has ended by now goes. Where
-// the session is not written in the same transaction, which ARGV[3] tells, it may not
-// be written at all: then a longer life that was noted before stays.
-const remember = `
-local now = tonumber(redis.call("TIME")[1])
-redis.call("ZREMRANGEBYSCORE", KEYS[1], "-inf", "(" .. now)
-local score = now + ARGV[2] + 1 + ARGV[3]
-if ARGV[3] == "0" then
-	redis.call("ZADD", KEYS[1], score, ARGV[1])
-else
-	redis.call("ZADD", KEYS[1], "GT", score, ARGV[1])
-end
-local last = redis.call("ZREVRANGE", KEYS[1], 0, 0, "WITHSCORES")
-return redis.call("EXPIRE", KEYS[1], math.ceil(last[2] - now))
-`
-
-func init() {
-	accompany = func(ctx context.Context, s *Store, session *sessions.Session, ttl time.Duration, ended ...string) (before, after []redis.Cmder) {
-		owner := Owner(session)
-		if owner == "" {
-			return nil, nil
-		}
-		if ttl > 0 {
-			before = []redis.Cmder{s.remembering(ctx, owner, session, ttl)}
-		}
-		if len(ended) > 0 {
-			after = []redis.Cmder{s.forgetting(ctx, owner, ended)}
-		}
-		return before, after
-	}
-}
-
-func (s *Store) remembering(ctx context.Context, owner string, session *sessions.Session, ttl time.Duration) redis.Cmder {
-	if s.IdleTimeout > 0 {
-		// Every Get lets it live longer, and tells the index so. That one may fail, and the
-		// next will do it.
-		ttl = max(ttl, 2*s.IdleTimeout)
-	}
-	mark := pending
-	if _, single := s.client.(*redis.Client); single && session.Store() == sessions.Store(s) {
-		mark = 0 // one transaction; a store around this one, such as the lock, has its own way
-	}
-	cmd := redis.NewCmd(ctx, "eval", remember, 1, s.indexKey(owner), session.ID,
-		strconv.FormatInt(seconds(ttl+time.Second-1), 10), mark)
-	cmd.SetFirstKeyPos(3)
-	return cmd
 }

@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -235,14 +236,14 @@ func TestOneCommandPerCall(t *testing.T) {
 		must(t, store.Touch(r, w, s))
 		equal(t, "Touch", rec.take(), "expire")
 		must(t, store.Renew(r, w, s))
-		equal(t, "Renew", rec.take(), "[multi set del exec]")
+		equal(t, "Renew", rec.take(), "eval")
 		b.keep(w)
 
 		s, r, w = b.get(t, store)
 		rec.take()
 		s.ID = ""
 		must(t, s.Save(r, w))
-		equal(t, `Save after ID = ""`, rec.take(), "[multi set del exec]")
+		equal(t, `Save after ID = ""`, rec.take(), "evalsha")
 		s.Options.MaxAge = -1
 		must(t, s.Save(r, w))
 		equal(t, "logout", rec.take(), "del")
@@ -433,10 +434,12 @@ func runInterleaved(t *testing.T, srv *server, store *Store, programs [2][]strin
 	original := ids[0]
 	cookies := map[string]string{original: b["s"]}
 	live := map[string]bool{original: true}
+	renewed := false // the original has been replaced: its cookie starts nothing
 
 	var reqs [2]struct {
 		r    *http.Request
 		s    *sessions.Session
+		late bool // it was loaded by the cookie of an ID that had been replaced
 		next int
 	}
 	for _, i := range order {
@@ -448,6 +451,7 @@ func runInterleaved(t *testing.T, srv *server, store *Store, programs [2][]strin
 			if q.s.IsNew == live[original] || (q.s.Values["user"] == "ann") != live[original] {
 				fatal("loaded %+v while the session's life is %t", q.s, live[original])
 			}
+			q.late = q.s.IsNew && renewed
 			continue
 		}
 
@@ -467,7 +471,7 @@ func runInterleaved(t *testing.T, srv *server, store *Store, programs [2][]strin
 		if subject == "" && !q.s.IsNew { // where the handler has cleared it before, the cookie's
 			subject = original
 		}
-		starts := subject == "" && op != "touch"
+		starts := subject == "" && op != "touch" && !q.late
 		w := httptest.NewRecorder()
 		err := call(q.r, w, q.s)
 		switch {
@@ -486,6 +490,7 @@ func runInterleaved(t *testing.T, srv *server, store *Store, programs [2][]strin
 		case op == "logout":
 			delete(live, subject)
 		case err == nil && q.s.ID != was:
+			renewed = renewed || subject == original || starts && op == "renew"
 			delete(live, subject)
 			live[q.s.ID], cookies[q.s.ID] = true, set[0].Value
 		}
@@ -503,22 +508,19 @@ func TestRenewRunsOnceThoughTheReplyIsLost(t *testing.T) {
 		lost := &lossy{}
 		store := New(srv.client(t, lost.options), hashKey)
 
-		// The reply to Renew's transaction is lost: the repeat finds nothing to delete, which may
-		// be its own doing or a logout. It must not be called either.
 		b := login(t, store)
 		s, r, w := b.get(t, store)
 		must(t, store.Renew(r, w, s)) // opens the connection
 		b.keep(w)
 		s, r, w = b.get(t, store)
-		was := s.ID
+		was := b["s"]
 		lost.replies.Store(1)
-		err := store.Renew(r, w, s)
-		if err == nil || errors.Is(err, ErrGone) || isReply(err) {
-			t.Errorf("Renew whose reply was lost returned %v, want the network's error", err)
-		}
-		equal(t, "ID", s.ID, was)
-		equal(t, "cookies", len(w.Result().Cookies()), 0)
-		equal(t, "keys", len(srv.keys(t)), 0)
+		must(t, store.Renew(r, w, s))
+		b.keep(w)
+		equal(t, "keys", len(srv.keys(t)), 1)
+		equal(t, "user", b.user(t, store), "ann")
+		equal(t, "user of the old ID", browser{"s": was}.user(t, store), "")
+		must(t, srv.admin.FlushDB(t.Context()).Err())
 
 		// A lost reply to anything else is repeated by the client, to the same effect.
 		b = login(t, store)
@@ -541,26 +543,70 @@ func TestRenewRunsOnceThoughTheReplyIsLost(t *testing.T) {
 
 func TestRenewRepeatsWhatRedisDidNotDo(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
-		store, rec := srv.store(t)
+		busy := &refusing{}
+		store := New(srv.client(t, busy.options), hashKey)
 		b := login(t, store)
 		s, r, w := b.get(t, store)
-		rec.failOnce("[multi set del exec]", redisError("LOADING Redis is loading the dataset in memory"))
+		busy.refuse("LOADING Redis is loading the dataset in memory", 1)
 		must(t, store.Renew(r, w, s))
+		equal(t, "left to refuse", busy.left.Load(), 0)
 		b.keep(w)
 		equal(t, "user", b.user(t, store), "ann")
 		srv.only(t)
 
 		s, r, w = b.get(t, store)
 		was := s.ID
-		rec.take()
-		rec.failing(func(string) error { return redisError("READONLY You can't write against a read only replica.") })
+		busy.refuse("READONLY You can't write against a read only replica.", 1000)
 		err := store.Renew(r, w, s)
 		wantText(t, err, "redistore: renew: READONLY")
-		equal(t, "attempts", strings.Count(rec.take(), "[multi set del exec]"), maxAttempts)
+		equal(t, "attempts", 1000-busy.left.Load(), maxAttempts)
 		equal(t, "ID", s.ID, was)
-		rec.failing(nil)
+		busy.left.Store(0)
 		equal(t, "user", b.user(t, store), "ann")
 	})
+}
+
+// refusing makes connections on which Redis can refuse the scripts that it is sent.
+type refusing struct {
+	left   atomic.Int64
+	answer atomic.Value
+}
+
+func (f *refusing) refuse(answer string, times int64) {
+	f.answer.Store("-" + answer + "\r\n")
+	f.left.Store(times)
+}
+
+func (f *refusing) options(o *redis.Options) {
+	o.MinRetryBackoff, o.MaxRetryBackoff = time.Microsecond, time.Millisecond
+	dial := redis.NewDialer(o)
+	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		return &refusingConn{c, f, ""}, err
+	}
+}
+
+type refusingConn struct {
+	net.Conn
+	f       *refusing
+	answers string
+}
+
+func (c *refusingConn) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("eval")) && c.f.left.Load() > 0 && c.f.left.Add(-1) >= 0 {
+		c.answers += c.f.answer.Load().(string)
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *refusingConn) Read(b []byte) (int, error) {
+	if c.answers != "" {
+		n := copy(b, c.answers)
+		c.answers = c.answers[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
 }
 
 // redisError is an error as Redis itself replies it.
@@ -894,7 +940,7 @@ func TestAllCookiesOfTheNameAreTried(t *testing.T) {
 		}
 		_, err := get(slices.Repeat([]string{stale}, 3000)...)
 		must(t, err)
-		equal(t, "commands for one ID 3000 times", rec.take(), "get")
+		equal(t, "commands for one ID 3000 times", rec.take(), "get exists")
 
 		many := make([]string, 100)
 		for i := range many {
@@ -903,7 +949,7 @@ func TestAllCookiesOfTheNameAreTried(t *testing.T) {
 		}
 		_, err = get(many...)
 		must(t, err)
-		equal(t, "commands for 100 IDs", len(strings.Fields(rec.take())), maxIDs)
+		equal(t, "commands for 100 IDs", rec.take(), strings.Repeat("get ", maxIDs)+"exists")
 
 		// When the first that exists cannot be read, it must not be passed over: the
 		// next could be somebody else's.
@@ -1059,7 +1105,7 @@ func TestSetCookieOnlyAfterTheWrite(t *testing.T) {
 		store, rec := srv.store(t)
 		b := login(t, store)
 		for name, call := range map[string]writeFunc{
-			"set": store.Save, "expire": store.Touch, "[multi set del exec]": store.Renew,
+			"set": store.Save, "expire": store.Touch, "eval": store.Renew,
 		} {
 			s, r, w := b.get(t, store)
 			rec.failing(func(n string) error {
@@ -1180,7 +1226,7 @@ func TestManyCookiesHaveOneBound(t *testing.T) {
 	store.Wait = time.Hour
 	for name, b := range map[string]backend{"Store": store.Store, "LockingStore": store} {
 		slow := &slowBackend{backend: b}
-		_, err := store.find(slow, browser{}.request(t), newSession(t, store.Store), "1", "2", "3")
+		_, err := (&call{by: slow, r: browser{}.request(t), session: newSession(t, store.Store)}).find([]string{"1", "2", "3"})
 		must(t, err)
 		equal(t, name+": IDs", len(slow.until), 3)
 		equal(t, name+": bounds", len(slices.Compact(slow.until)), 1)
@@ -1191,12 +1237,9 @@ func TestManyCookiesHaveOneBound(t *testing.T) {
 
 	b := login(t, store)
 	load(t, store, b) // and holds it
-	r := b.request(t)
-	session := newSession(t, store.Store)
-	session.ID = idOf(t, store.Store, b)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := NewLockingStore(store.Store).read(ctx, r, session, time.Hour); err == nil {
+	if _, err := NewLockingStore(store.Store).New(b.request(t).WithContext(ctx), "s"); err == nil {
 		t.Error("it waited for the lock for longer than it may")
 	}
 }
@@ -1207,7 +1250,7 @@ type slowBackend struct {
 	until []time.Time
 }
 
-func (s *slowBackend) read(ctx context.Context, _ *http.Request, _ *sessions.Session, _ time.Duration) ([]byte, error) {
+func (s *slowBackend) read(ctx context.Context, _ *call, _ string, _ time.Duration) ([]byte, error) {
 	until, _ := ctx.Deadline()
 	s.until = append(s.until, until)
 	return nil, redis.Nil
@@ -1230,24 +1273,50 @@ func TestLogoutEndsWhatCouldNotBeLoaded(t *testing.T) {
 		must(t, s.Save(r, httptest.NewRecorder()))
 		equal(t, "user", live.user(t, store), "")
 
-		// Where only the stale one's server is down, the other's is asked first.
+		// Where only the stale one's server is down, the other's does its work.
 		live = login(t, store)
 		r = stale.request(t)
 		r.AddCookie(&http.Cookie{Name: "s", Value: live["s"]})
-		rec.failOnce("get", io.ErrUnexpectedEOF)
-		s, _ = store.Get(r, "s")
+		ring := srv.ring(t)
+		down := &down{key: store.key(idOf(t, store, stale))}
+		ring.AddHook(down)
+		onRing := New(ring, hashKey)
+		s, err = onRing.Get(r, "s")
+		wantErr(t, err, ErrNotLoaded)
 		s.Options.MaxAge = -1
-		dels := 0
-		rec.failing(func(command string) error {
-			if dels++; command != "del" || dels == 1 {
-				return nil
-			}
-			return io.ErrUnexpectedEOF
-		})
 		wantErr(t, s.Save(r, httptest.NewRecorder()), io.ErrUnexpectedEOF)
-		rec.failing(nil)
 		equal(t, "user", live.user(t, store), "")
 	})
+}
+
+// down is a hook: the server of a key is unreachable.
+type down struct{ key string }
+
+func (d *down) hits(cmd redis.Cmder) bool { return slices.Contains(cmd.Args(), any(d.key)) }
+
+func (d *down) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d *down) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if d.hits(cmd) {
+			cmd.SetErr(io.ErrUnexpectedEOF)
+			return io.ErrUnexpectedEOF
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (d *down) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) (err error) {
+		up := slices.DeleteFunc(slices.Clone(cmds), d.hits)
+		for _, cmd := range cmds {
+			if d.hits(cmd) {
+				err = io.ErrUnexpectedEOF
+				cmd.SetErr(err)
+			}
+		}
+		return errors.Join(err, next(ctx, up))
+	}
 }
 
 func TestRedisDown(t *testing.T) {

@@ -165,10 +165,8 @@ func (a *app) logout(w http.ResponseWriter, r *http.Request) {
 // logoutThere ends one of the user's other sessions.
 func (a *app) logoutThere(w http.ResponseWriter, r *http.Request) {
 	session, err := a.read(r)
-	var list []*sessions.Session
-	if owner := redistore.Owner(session); owner != "" {
-		list, err = a.store.Sessions(r.Context(), owner)
-	}
+	list, listErr := a.logins(r, session)
+	err = errors.Join(err, listErr)
 	said := "That login is over already."
 	for _, s := range list {
 		if s.Values["login"] == r.FormValue("login") && s.ID != session.ID && err == nil {
@@ -178,6 +176,21 @@ func (a *app) logoutThere(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	a.note(w, r, err, "/#logins", func(s *sessions.Session) { s.AddFlash(said) })
+}
+
+// logins are the user's sessions, in this browser and in others.
+func (a *app) logins(r *http.Request, session *sessions.Session) (list []*sessions.Session, err error) {
+	owner := redistore.Owner(session)
+	if owner == "" {
+		return nil, nil
+	}
+	for s, err := range a.store.Sessions(r.Context(), owner) {
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
 }
 
 // logoutElsewhere ends all of them but this one.
@@ -253,9 +266,7 @@ func (a *app) show(w http.ResponseWriter, r *http.Request, session *sessions.Ses
 	v := view{Demo: a.demo, Server: a.number, Look: r.URL.Path == "/look", Session: session, Flashes: flashes,
 		Cookie: cookie(w, r)}
 	var err, err2 error
-	if owner := redistore.Owner(session); owner != "" {
-		v.Logins, err = a.store.Sessions(r.Context(), owner)
-	}
+	v.Logins, err = a.logins(r, session)
 	v.Record, err2 = a.demo.record(r.Context(), a.store.KeyPrefix+session.ID)
 	if err := errors.Join(err, err2); err != nil {
 		a.fail(w, r, err)

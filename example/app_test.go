@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -124,7 +125,7 @@ func TestTheSessionFollows(t *testing.T) {
 	}
 	b.want(b.post("/basket", url.Values{"item": {"tea"}}), "put tea into your basket", "Basket</h3> <p>tea.</p>")
 
-	before := d.mini.Keys()
+	before := records(d)
 	page := b.login(" Ann ")
 	b.want(page, "Hello, Ann!", "gave your session a new ID", "logged in as Ann.", "<p>tea.</p>", "Firefox on Linux", "this browser")
 	if d.mini.Exists(before[0]) {
@@ -142,9 +143,15 @@ func TestTheSessionFollows(t *testing.T) {
 	b.want(b.post("/basket", url.Values{"item": {"cheese"}}), "The basket is full")
 
 	b.want(b.post("/logout", nil), "200 OK", "visit number 1.", "Your name", "Empty.")
-	if keys := d.mini.Keys(); len(keys) != 1 {
+	if keys := records(d); len(keys) != 1 {
 		t.Errorf("after the logout there is more than the new session: %v", keys)
 	}
+}
+
+// records are Redis's keys but for the notes that a renewal leaves for a
+// minute.
+func records(d *demo) []string {
+	return slices.DeleteFunc(d.mini.Keys(), func(key string) bool { return strings.HasSuffix(key, ":replaced") })
 }
 
 func TestALookChangesNothing(t *testing.T) {
@@ -156,7 +163,7 @@ func TestALookChangesNothing(t *testing.T) {
 	for range 3 {
 		b.want(b.get("/look"), "Visits so far: 2.", "Expires in</dt><dd>28m55s", "Lock</dt><dd>free", "visits2")
 	}
-	key := d.mini.Keys()[0]
+	key := records(d)[0]
 	d.mini.Set("{"+key+"}:lock", "somebody's")
 	d.mini.SetTTL("{"+key+"}:lock", 9e9)
 	b.want(b.get("/look"), "held, for 9s at most")

@@ -429,7 +429,8 @@ func (c *caller) update(b browser) {
 		s.Values["n"] = o.Value + 1
 		return nil
 	})
-	if !called && !errors.Is(err, redistore.ErrNotLoaded) {
+	replaced := errors.Is(err, redistore.ErrGone) // by a renewal of a moment ago
+	if !called && !replaced && !errors.Is(err, redistore.ErrNotLoaded) {
 		o.Broken = fmt.Sprint("Update did neither load the session nor say so: ", err)
 	}
 	c.end(o, err)
@@ -455,12 +456,16 @@ func (c *caller) revoke(owner string) {
 
 func (c *caller) list(owner string) {
 	o := c.begin("list", "", owner)
-	list, err := c.store.Sessions(context.Background(), owner)
 	o.Listed = map[string]int{}
-	for _, s := range list {
+	var failed error
+	for s, err := range c.store.Sessions(context.Background(), owner) {
+		if err != nil {
+			failed = err
+			continue
+		}
 		o.Listed[s.ID], _ = s.Values["n"].(int)
 	}
-	c.end(o, err)
+	c.end(o, failed)
 }
 
 // A browser keeps its session's ID in a file that all workers share.

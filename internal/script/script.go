@@ -47,12 +47,12 @@ func digest(text string) (name string) {
 // used by many goroutines.
 type Runner struct {
 	Client redis.UniversalClient
-	known  sync.Map // *Script: true
+	known  sync.Map // digests
 }
 
 // Run runs a script on these keys, the first of which tells a Cluster or a Ring where.
 func (r *Runner) Run(ctx context.Context, s *Script, keys []string, args ...any) *redis.Cmd {
-	if _, known := r.known.Load(s); known {
+	if _, known := r.known.Load(s.digest); known {
 		cmd := r.send(ctx, s, append(head("evalsha", s.digest, keys), args...))
 		if !redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
 			return cmd
@@ -60,7 +60,7 @@ func (r *Runner) Run(ctx context.Context, s *Script, keys []string, args ...any)
 	}
 	cmd := r.send(ctx, s, append(head("eval", s.text, keys), args...))
 	if cmd.Err() == nil || cmd.Err() == redis.Nil {
-		r.known.Store(s, true)
+		r.known.Store(s.digest, true)
 	}
 	return cmd
 }
@@ -69,7 +69,7 @@ func (r *Runner) send(ctx context.Context, s *Script, args []any) *redis.Cmd {
 	cmd := redis.NewCmd(ctx, args...)
 	cmd.SetFirstKeyPos(3)
 	if s.once {
-		_ = r.Client.Process(ctx, unrepeated{cmd})
+		_ = r.Client.Process(ctx, Unrepeated(cmd))
 	} else {
 		_ = r.Client.Process(ctx, cmd)
 	}
@@ -84,7 +84,9 @@ func head(name, text string, keys []string) []any {
 	return args
 }
 
-// unrepeated is a command that the client does not repeat.
+// Unrepeated returns a command that go-redis must not send again.
+func Unrepeated(cmd redis.Cmder) redis.Cmder { return unrepeated{cmd} }
+
 type unrepeated struct{ redis.Cmder }
 
 func (unrepeated) NoRetry() bool { return true }

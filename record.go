@@ -1,0 +1,342 @@
+package redistore
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	_ "embed" // the scripts
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/script"
+)
+
+// A record is a session as Redis holds it.
+type record struct {
+	id    string
+	owner string // "": nobody
+	data  []byte
+	ttl   time.Duration
+}
+
+// records are those of one store. Every command that Redis gets for them is in this file,
+// except for the lock's and for those that read an owner's index.
+//
+// On a single server what has to be done together is one script. Where the keys may be on
+// several servers, it is done step by step: what a failure between two steps leaves behind
+// is an index that lists too much, or two records of which nobody knows one.
+type records struct {
+	client  redis.UniversalClient
+	scripts *script.Runner
+	prefix  string
+	idle    time.Duration // IdleTimeout
+	wait    time.Duration // how long a write may take once the index knows of it
+	locked  bool          // each record has a lock beside it
+}
+
+const (
+	// renewed is how long a renewal marker lives: longer than requests that were sent with
+	// the old cookie are still on their way.
+	renewed = time.Minute
+
+	// maxLifetime is what a longer MaxAge is cut to, 68 years: beyond 292 years a
+	// time.Duration overflows, and go-redis takes what is left of it for "no expiry".
+	maxLifetime = math.MaxInt32 * time.Second
+)
+
+var (
+	//go:embed lua/index.lua
+	indexLua string
+	//go:embed lua/remember.lua
+	rememberLua string
+	//go:embed lua/save.lua
+	saveLua string
+	//go:embed lua/renew.lua
+	renewLua string
+	//go:embed lua/end.lua
+	endLua string
+
+	rememberScript = script.New(indexLua, rememberLua)
+	createScript   = script.Once(indexLua, saveLua)
+	saveScript     = script.New(indexLua, saveLua)
+	renewScript    = script.New(indexLua, renewLua)
+	endScript      = script.New(endLua)
+)
+
+func (db records) key(id string) string { return db.prefix + id }
+
+// mark is the key of the renewal marker: it says that another ID has replaced this one,
+// so that a request which still comes with the old cookie does not start a session whose
+// cookie would throw the new one away. It is no way in.
+func (db records) mark(id string) string {
+	const suffix = ":replaced"
+	return cmp.Or(beside(db.key(id), suffix), db.key(id)+suffix)
+}
+
+// beside returns a key in the same Cluster slot: the given one is its hash tag, or has
+// one. "" if there is no such key.
+func beside(key, suffix string) string {
+	if _, tag, found := strings.Cut(key, "{"); found && strings.Index(tag, "}") > 0 {
+		return key + suffix
+	}
+	if strings.Contains(key, "}") {
+		return ""
+	}
+	return "{" + key + "}" + suffix
+}
+
+// single tells whether all keys are on one server.
+func (db records) single() bool {
+	_, single := db.client.(*redis.Client)
+	return single
+}
+
+// read returns redis.Nil if there is no such record. With an IdleTimeout it lives on for
+// life.
+func (db records) read(ctx context.Context, id string, life time.Duration) ([]byte, error) {
+	if db.idle > 0 {
+		return db.client.GetEx(ctx, db.key(id), life).Bytes()
+	}
+	return db.client.Get(ctx, db.key(id)).Bytes()
+}
+
+// replaced tells whether any of these IDs, which have no record, was renewed a moment ago.
+func (db records) replaced(ctx context.Context, ids []string) (bool, error) {
+	marks := make([]string, len(ids))
+	for i, id := range ids {
+		marks[i] = db.mark(id)
+	}
+	exists := db.each(ctx, "exists", marks)
+	err := db.send(ctx, exists...)
+	return sum(exists) > 0, err
+}
+
+// each makes commands of keys that return how many there were: one for all of them, or
+// one for each where they may be on several servers.
+func (db records) each(ctx context.Context, name string, keys []string) (cmds []redis.Cmder) {
+	size := 1
+	if db.single() {
+		size = max(1, len(keys))
+	}
+	for some := range slices.Chunk(keys, size) {
+		args := []any{name}
+		for _, key := range some {
+			args = append(args, key)
+		}
+		cmds = append(cmds, redis.NewIntCmd(ctx, args...))
+	}
+	return cmds
+}
+
+func sum(cmds []redis.Cmder) (n int) {
+	for _, cmd := range cmds {
+		n += int(cmd.(*redis.IntCmd).Val())
+	}
+	return n
+}
+
+// create writes a new record. It needs no NX: nobody else can draw the same 256 bits. It
+// is never repeated under the same ID, because what was sent may arrive late, and must not
+// bring back a session that was logged out by then: see unsettled.
+func (db records) create(ctx context.Context, rec record) error {
+	set := script.Unrepeated(redis.NewStatusCmd(ctx, "set", db.key(rec.id), rec.data, "ex", seconds(rec.ttl)))
+	var err error
+	switch {
+	case rec.owner == "":
+		err = db.send(ctx, set)
+	case db.single():
+		err = db.runSave(ctx, createScript, rec, "create")
+	default:
+		if err = db.remember(ctx, rec, db.wait); err == nil {
+			err = db.send(ctx, set)
+		}
+	}
+	if err != nil && rec.owner != "" {
+		_, _ = db.delete(ctx, rec.owner, rec.id) // or the owner may have a session that nobody uses
+	}
+	return unsettle(failed("save", err))
+}
+
+// overwrite needs XX: a key that is gone was logged out or has expired, and must
+// not come back.
+func (db records) overwrite(ctx context.Context, rec record) error {
+	set := redis.NewStatusCmd(ctx, "set", db.key(rec.id), rec.data, "ex", seconds(rec.ttl), "xx")
+	return failed("save", db.change(ctx, rec, "overwrite", set))
+}
+
+// expire lets a record live for its ttl from now.
+func (db records) expire(ctx context.Context, rec record) error {
+	expire := redis.NewBoolCmd(ctx, "expire", db.key(rec.id), seconds(rec.ttl))
+	return failed("touch", db.change(ctx, rec, "expire", expire))
+}
+
+// change does to a record that exists what cmd does, and tells its owner's index before.
+func (db records) change(ctx context.Context, rec record, what string, cmd redis.Cmder) error {
+	if rec.owner != "" && db.single() {
+		return db.runSave(ctx, saveScript, rec, what)
+	}
+	if rec.owner != "" {
+		if err := db.remember(ctx, rec, db.wait); err != nil {
+			return err
+		}
+	}
+	err := db.send(ctx, cmd)
+	if expire, ok := cmd.(*redis.BoolCmd); errors.Is(err, redis.Nil) || ok && err == nil && !expire.Val() {
+		db.remove(ctx, rec.owner, rec.id)
+		return ErrGone
+	}
+	return err
+}
+
+func (db records) runSave(ctx context.Context, s *script.Script, rec record, what string) error {
+	keys := []string{db.key(rec.id), db.index(rec.owner)}
+	found, err := db.scripts.Run(ctx, s, keys, rec.id, db.listed(rec.ttl), what, seconds(rec.ttl), rec.data).Bool()
+	if err == nil && !found {
+		return ErrGone
+	}
+	return err
+}
+
+// replace writes a record under a new ID and ends the old ones, the first of which was
+// loaded: unless that is gone already, for then somebody else was first.
+func (db records) replace(ctx context.Context, rec record, old []string) error {
+	token := rand.Text()
+	if db.single() {
+		return failed("renew", db.runRenew(ctx, rec, old, token))
+	}
+	if err := db.create(ctx, rec); err != nil {
+		return err
+	}
+	ended, err := db.end(ctx, old[0], token)
+	if err != nil || !ended {
+		_, _ = db.delete(ctx, rec.owner, rec.id) // nobody knows this ID; if this fails, it expires
+		if err == nil {
+			err = ErrGone
+		}
+		return failed("renew", err)
+	}
+	for _, planted := range old[1:] {
+		_, _ = db.end(ctx, planted, token) // if this fails, it is nobody's login still
+	}
+	db.remove(ctx, rec.owner, old...)
+	return nil
+}
+
+func (db records) runRenew(ctx context.Context, rec record, old []string, token string) error {
+	id, index := rec.id, db.index(rec.owner)
+	if rec.owner == "" {
+		id, index = "", db.key(rec.id)
+	}
+	keys := []string{db.key(rec.id), index}
+	args := []any{id, db.listed(rec.ttl), token, seconds(renewed), seconds(rec.ttl), rec.data}
+	for _, id := range old {
+		keys = append(keys, db.key(id), db.mark(id))
+		args = append(args, id)
+	}
+	moved, err := db.scripts.Run(ctx, renewScript, keys, args...).Bool()
+	if err == nil && !moved {
+		return ErrGone
+	}
+	return err
+}
+
+// end deletes a record that another has replaced, and says so in its marker.
+func (db records) end(ctx context.Context, id, token string) (bool, error) {
+	keys := []string{db.key(id), db.mark(id)}
+	if beside(db.key(id), "") == "" {
+		keys = keys[:1] // a Cluster could not run it; who uses braces like this does without
+	}
+	return db.scripts.Run(ctx, endScript, keys, token, seconds(renewed)).Bool()
+}
+
+// supersede leaves a marker for an ID that has no record.
+func (db records) supersede(ctx context.Context, id string) error {
+	return failed("renew", db.client.Set(ctx, db.mark(id), "", renewed).Err())
+}
+
+// delete ends records, takes them out of the owner's index after that, and says how many
+// there were.
+//
+// It is no transaction: a Redis whose memory is full refuses those, even to delete.
+func (db records) delete(ctx context.Context, owner string, ids ...string) (int, error) {
+	var keys []string
+	for _, id := range ids {
+		keys = append(keys, db.key(id))
+		if db.locked {
+			keys = append(keys, lockKey(db.key(id)))
+		}
+	}
+	dels := db.each(ctx, "del", keys)
+	listed := owner != "" && len(ids) > 0
+	if listed && db.single() {
+		err := db.send(ctx, append(dels, db.removing(ctx, owner, ids))...)
+		return sum(dels), failed("delete", err)
+	}
+	err := db.send(ctx, dels...)
+	if listed && err == nil { // what lives on must stay in the index
+		err = db.send(ctx, db.removing(ctx, owner, ids))
+	}
+	return sum(dels), failed("delete", err)
+}
+
+// send sends commands in one round trip, or one to each server, and returns the first
+// error.
+func (db records) send(ctx context.Context, cmds ...redis.Cmder) error {
+	switch len(cmds) {
+	case 0:
+		return nil
+	case 1:
+		_ = db.client.Process(ctx, cmds[0])
+		return cmds[0].Err() // an AutoPipeliner may only have it later
+	}
+	_, err := db.client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for _, cmd := range cmds {
+			_ = pipe.Process(ctx, cmd)
+		}
+		return nil
+	})
+	return err
+}
+
+// unsettled is an error after which the same may be tried again under another ID.
+type unsettled struct{ error }
+
+func (u unsettled) Unwrap() error { return u.error }
+
+// unsettle marks the errors of a connection, and those that Redis gives in passing.
+func unsettle(err error) error {
+	if err == nil || isReply(err) && !passing(err) {
+		return err
+	}
+	return unsettled{err}
+}
+
+// failed says which step an error belongs to. ErrGone needs no such words.
+func failed(step string, err error) error {
+	if err == nil || errors.Is(err, ErrGone) {
+		return err
+	}
+	return fmt.Errorf("redistore: %s: %w", step, err)
+}
+
+// isReply tells an error that Redis answered, having done nothing, from one of the
+// connection, which leaves open what was done.
+func isReply(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply)
+}
+
+// passing tells the errors of a Redis that restarts, fails over or moves a slot.
+func passing(err error) bool {
+	return slices.ContainsFunc([]string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
+		return redis.HasErrorPrefix(err, prefix)
+	})
+}
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }

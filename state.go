@@ -1,0 +1,93 @@
+package redistore
+
+import (
+	"errors"
+	"runtime"
+	"sync"
+	"weak"
+
+	"github.com/gorilla/sessions"
+)
+
+// status says where a session stands.
+type status int
+
+const (
+	fresh  status = iota // it has no record: it is new, or the application made it
+	stored               // it had a record when it was last loaded or saved
+	unread               // Get could not read it
+	moving               // its values come from a cookie of CookieStore; it has no record yet
+	ended                // it was logged out, or another ID has replaced its own
+)
+
+// A state is what this package knows of a session and gorilla's type has no room for. It
+// is never changed, only replaced, so that copies of a request may share a session.
+type state struct {
+	status status
+	id     string        // of its record; of a fresh one, what its cookie proves and Redis does not know
+	store  *Store        // that loaded or saved it; nil: none did
+	lock   *LockingStore // that loaded or saved it, if one did
+	seen   *version      // what the lock saw
+	held   *hold         // the lock itself, while the request has it
+}
+
+// states are found by the session, whatever request Save is given. They end with it.
+var states sync.Map // weak.Pointer[sessions.Session]: state
+
+// stateOf says what is known of a session. Of one that no store has loaded or saved, its
+// own fields tell.
+func stateOf(session *sessions.Session) state {
+	if st, ok := states.Load(weak.Make(session)); ok {
+		return st.(state)
+	}
+	switch {
+	case session.ID == "":
+		return state{status: fresh}
+	case session.IsNew: // a copy of one that could not be read looks like this
+		return state{status: unread, id: session.ID}
+	}
+	return state{status: stored, id: session.ID}
+}
+
+// setState replaces what is known of a session.
+func setState(session *sessions.Session, st state) {
+	key := weak.Make(session)
+	if _, known := states.Swap(key, st); !known {
+		runtime.AddCleanup(session, func(key weak.Pointer[sessions.Session]) { states.Delete(key) }, key)
+	}
+}
+
+// act is what may be done to a session.
+type act int
+
+const (
+	saving act = iota
+	renewing
+	touching
+	ending
+)
+
+// may answers whether a store may do this to a session: the whole table is here.
+func (st state) may(do act, by backend) error {
+	store, lock := by.parts()
+	switch {
+	case st.store != nil && st.store != store:
+		return errOtherStore
+	case do == ending:
+		return nil // whoever logs out has said all that matters
+	case st.status == unread:
+		return ErrNotLoaded
+	case st.status == ended:
+		return ErrGone
+	case do == touching:
+		if st.status != stored {
+			return ErrGone // Redis has nothing to extend
+		}
+		return nil
+	case lock != nil && st.status == stored && st.seen == nil:
+		return ErrConflict // not loaded through the lock: nothing shows that it is current
+	}
+	return nil
+}
+
+var errOtherStore = errors.New("redistore: the session was loaded by another store: save it with that one, or give the stores' sessions different names")
