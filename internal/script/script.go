@@ -23,7 +23,7 @@ type Script struct {
 // that may be repeated: go-redis sends it again when a reply is lost.
 func New(pieces ...string) *Script {
 	text := strings.Join(pieces, "\n")
-	return &Script{text: text, digest: digest(text)}
+	return &Script{text: text, digest: Digest(text)}
 }
 
 // Once returns New's script as one that go-redis must not send again.
@@ -33,9 +33,9 @@ func Once(pieces ...string) *Script {
 	return s
 }
 
-// digest is SHA-1, by which Redis names scripts. It protects nothing, so that it may be
+// Digest is SHA-1, by which Redis names scripts and compares values. It protects nothing, so that it may be
 // used where only what FIPS 140 approves may protect.
-func digest(text string) (name string) {
+func Digest[T string | []byte](text T) (name string) {
 	fips140.WithoutEnforcement(func() {
 		sum := sha1.Sum([]byte(text))
 		name = hex.EncodeToString(sum[:])

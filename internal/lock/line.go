@@ -1,0 +1,183 @@
+package lock
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A line is made of those of this process who want one key: first come, first served, and
+// only the first talks to Redis.
+type line struct {
+	holder  *Lease
+	waiting []turn
+}
+
+type turn struct {
+	lease *Lease
+	came  chan struct{} // closed when it comes
+}
+
+// enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
+func (a *attempt) enter(ctx context.Context) (*Lease, error) {
+	l := a.locker
+	lease := &Lease{locker: l, key: a.Key, token: l.newToken(), owner: a.Owner}
+	l.mu.Lock()
+	q := l.lines[a.Key]
+	if q == nil {
+		l.lines[a.Key] = &line{holder: lease}
+		l.mu.Unlock()
+		return lease, nil
+	}
+	if a.Same != nil && a.Same(q.holder.owner, a.Owner) { // nobody waits for himself
+		defer l.mu.Unlock()
+		return q.holder, nil
+	}
+	if n := len(q.waiting); a.MaxWaiters > 0 && n >= a.MaxWaiters {
+		l.mu.Unlock()
+		l.stats.refused.Add(1)
+		return nil, fmt.Errorf("%w: %d requests of this process wait for it already, which is MaxWaiters", ErrLocked, n)
+	}
+	t := turn{lease, make(chan struct{})}
+	q.waiting = append(q.waiting, t)
+	l.mu.Unlock()
+
+	a.wait()
+	timer := time.NewTimer(time.Until(a.deadline))
+	defer timer.Stop()
+	select {
+	case <-t.came:
+		return lease, nil
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	l.stats.refused.Add(1)
+	if !l.leave(a.Key, t) {
+		lease.end() // the turn has come at this very moment
+	}
+	return nil, ended(ctx, ErrLocked)
+}
+
+// leave takes a turn out of its line; false: it has come.
+func (l *Locker) leave(key string, t turn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.lines[key]
+	if q == nil || q.holder == t.lease {
+		return false
+	}
+	i := slices.IndexFunc(q.waiting, func(other turn) bool { return other == t })
+	if i < 0 {
+		return false
+	}
+	q.waiting = slices.Delete(q.waiting, i, i+1)
+	return true
+}
+
+// pass gives the turn to the next in line.
+func (l *Locker) pass(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.lines[key]
+	if len(q.waiting) == 0 {
+		delete(l.lines, key)
+		return
+	}
+	next := q.waiting[0]
+	q.holder, q.waiting = next.lease, slices.Delete(q.waiting, 0, 1)
+	close(next.came)
+}
+
+// last tells whether nobody waits behind the one whose turn it is.
+func (l *Locker) last(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.lines[key]
+	return q == nil || len(q.waiting) == 0
+}
+
+// Forget ends this process' leases of keys that were deleted, so that those who wait see it.
+func (l *Locker) Forget(keys ...string) {
+	for _, key := range keys {
+		l.mu.Lock()
+		q := l.lines[key]
+		l.mu.Unlock()
+		if q != nil {
+			q.holder.end()
+		}
+	}
+}
+
+// A Lease is a lock that Redis has given, and before that the turn to ask for it. Several
+// goroutines of its owner may use it.
+type Lease struct {
+	locker *Locker
+	key    string
+	token  string
+	owner  any
+
+	mu    sync.Mutex
+	over  bool
+	stop  func() bool // stops the release at the end of the context
+	timer *time.Timer // when Redis takes it back
+}
+
+// arm has the lease end with ctx or after ttl. It returns false if it has ended already.
+func (l *Lease) arm(ctx context.Context, ttl time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return false
+	}
+	l.disarm()
+	l.timer = time.AfterFunc(max(0, ttl), func() {
+		l.locker.stats.lapsed.Add(1)
+		l.end()
+	})
+	// net/http cancels the context when the handler has returned, whichever way.
+	l.stop = context.AfterFunc(ctx, l.release)
+	return true
+}
+
+// disarm also forgets the context, which may lead to whoever keeps the lease.
+func (l *Lease) disarm() {
+	if l.timer != nil {
+		l.timer.Stop()
+		l.stop()
+	}
+	l.timer, l.stop = nil, nil
+}
+
+// end forgets the lease and gives the turn to the next, once.
+func (l *Lease) end() {
+	l.mu.Lock()
+	over := l.over
+	l.over = true
+	l.disarm()
+	l.mu.Unlock()
+	if !over {
+		l.locker.pass(l.key)
+	}
+}
+
+// ended tells whether the lease has ended.
+func (l *Lease) ended() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
+}
+
+// Release gives the lock up. It may be called again, and on nil.
+func (l *Lease) Release() {
+	if l != nil && !l.ended() {
+		l.release()
+	}
+}
+
+// release gives up what may be locked, and then lets the next of this process ask.
+func (l *Lease) release() {
+	l.locker.unlock(context.Background(), l.key, l.token, false)
+	l.end()
+}

@@ -1,0 +1,21 @@
+-- handover gives the lock to the process that has waited for longest, for as long as it
+-- may take to come, and wakes it. A process is named by its channel. Returns that name, or
+-- false: nobody waits.
+local function handover(lock, queue, session, reserve)
+	local next = redis.call("LPOP", queue)
+	if not next then return false end
+	redis.call("SET", lock, next, "PX", reserve)
+	redis.pcall("PUBLISH", next, session) -- an ACL may forbid it: then the process asks by itself
+	return next
+end
+
+-- taken says for how long the lock is taken, in milliseconds, and, if the process is to
+-- wait, notes it in the queue, once. The queue lives a little longer than it takes a
+-- process to ask again.
+local function taken(lock, queue, process, wait)
+	if wait ~= "0" then
+		if not redis.call("LPOS", queue, process) then redis.call("RPUSH", queue, process) end
+		redis.call("PEXPIRE", queue, wait)
+	end
+	return redis.call("PTTL", lock)
+end

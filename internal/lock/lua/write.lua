@@ -1,0 +1,52 @@
+-- Writes a session, or deletes it, if it is what the writer saw; then releases the lock.
+-- KEYS: 1 the session, 2 its lock, 3 its version, 4 its queue, 5 the renewal marker, which
+--       only a deletion needs; 6... the prelude's
+-- ARGV: 1 token, 2 process, 3 the queue's expiry in ms, 0 to not wait, 4 a reservation's
+--       in ms, 5 the new version, 6 its expiry in s, 7 value, 8 its expiry in s, 0 to
+--       delete, 9 the marker's, 10 how many versions were seen; 11... the prelude's; at
+--       the end, by twos, those versions and their digests
+-- Returns "done", "gone", "conflict", or for how many ms another holds the lock. A repeat
+-- finds its own version.
+local holder = redis.call("GET", KEYS[2])
+
+local function finish(result)
+	if holder == ARGV[1] or holder == ARGV[2] then
+		if not handover(KEYS[2], KEYS[4], KEYS[1], ARGV[4]) then redis.call("DEL", KEYS[2]) end
+	end
+	return result
+end
+
+local function seen(what, first)
+	for i = #ARGV - 2 * tonumber(ARGV[10]) + first, #ARGV, 2 do
+		if what == ARGV[i] then return true end
+	end
+	return false
+end
+
+local version = redis.call("GET", KEYS[3])
+if version == ARGV[5] then return finish("done") end
+if version and not seen(version, 1) then
+	return finish(redis.call("EXISTS", KEYS[1]) == 1 and "conflict" or "gone")
+end
+if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
+	if redis.call("EXISTS", KEYS[1]) == 0 then return "gone" end
+	return taken(KEYS[2], KEYS[4], ARGV[2], ARGV[3])
+end
+-- While lock and version are there, nobody else has written, and the value need not be read.
+if not version or holder ~= ARGV[1] then
+	local value = redis.call("GET", KEYS[1])
+	if not value then return finish("gone") end
+	if not seen(redis.sha1hex(value), 2) then return finish("conflict") end
+end
+if prelude then
+	if redis.call("EXISTS", KEYS[1]) == 0 then return finish("gone") end
+	prelude()
+end
+if ARGV[8] ~= "0" then
+	if not redis.call("SET", KEYS[1], ARGV[7], "EX", ARGV[8], "XX") then return finish("gone") end
+else
+	if redis.call("DEL", KEYS[1]) == 0 then return finish("gone") end
+	redis.call("SET", KEYS[5], ARGV[5], "EX", ARGV[9])
+end
+redis.call("SET", KEYS[3], ARGV[5], "EX", ARGV[6])
+return finish("done")

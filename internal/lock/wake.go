@@ -1,0 +1,199 @@
+package lock
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// A process that is woken asks by itself only in case it was not, or the lock has run
+	// out: after minIdle at first, later after maxIdle.
+	minIdle = 250 * time.Millisecond
+	maxIdle = time.Second
+
+	// One that is not woken asks after minPoll at first, later after maxPoll.
+	minPoll = 2 * time.Millisecond
+	maxPoll = 64 * time.Millisecond
+
+	// queueLife is how long a process keeps its place in the queue without asking.
+	queueLife = 4 * maxIdle
+
+	// retry is when a subscription that was refused is tried again.
+	retry = 10 * time.Second
+)
+
+// A waker waits for wake-ups, on one channel for the whole process. It subscribes when
+// somebody has to wait, and unsubscribes when nobody has waited for a while.
+type waker struct {
+	client  redis.UniversalClient
+	channel string
+	quiet   time.Duration
+
+	mu      sync.Mutex
+	waiting map[string][]chan struct{} // by key
+	sub     *redis.PubSub              // nil: none
+	heard   bool                       // Redis has confirmed it
+	refused time.Time
+	idle    *time.Timer // ends sub; nil: somebody waits, or there is none
+}
+
+// add registers somebody who waits.
+func (w *waker) add(key string) chan struct{} {
+	woken := make(chan struct{}, 1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting == nil {
+		w.waiting = map[string][]chan struct{}{}
+	}
+	w.waiting[key] = append(w.waiting[key], woken)
+	if w.idle != nil {
+		w.idle.Stop()
+		w.idle = nil
+	}
+	if w.sub == nil && w.canSubscribe() && time.Since(w.refused) > retry {
+		w.sub = w.client.Subscribe(context.Background(), w.channel)
+		go w.listen(w.sub)
+	}
+	return woken
+}
+
+// canSubscribe: a Ring would subscribe on one shard, and be woken on others.
+func (w *waker) canSubscribe() bool {
+	switch w.client.(type) {
+	case *redis.Client, *redis.ClusterClient:
+		return true
+	}
+	return false
+}
+
+// remove forgets somebody who no longer waits.
+func (w *waker) remove(key string, woken chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := w.waiting[key]
+	for i := range all {
+		if all[i] == woken {
+			all[i] = all[len(all)-1]
+			all = all[:len(all)-1]
+			break
+		}
+	}
+	if w.waiting[key] = all; len(all) == 0 {
+		delete(w.waiting, key)
+	}
+	if len(w.waiting) == 0 && w.sub != nil && w.idle == nil {
+		w.idle = time.AfterFunc(w.quiet, w.rest)
+	}
+}
+
+// rest unsubscribes if nobody waits.
+func (w *waker) rest() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.waiting) == 0 {
+		w.drop(w.sub)
+	}
+}
+
+// drop closes a subscription, if it is still the one.
+func (w *waker) drop(sub *redis.PubSub) {
+	if sub != nil && w.sub == sub {
+		_ = sub.Close()
+		w.sub, w.heard, w.idle = nil, false, nil
+	}
+}
+
+// distrust ends a subscription on which a wake-up did not come. The next who waits
+// subscribes again.
+func (w *waker) distrust() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.drop(w.sub)
+}
+
+// listen wakes whom the channel names, until the subscription ends.
+func (w *waker) listen(sub *redis.PubSub) {
+	for {
+		message, err := sub.Receive(context.Background())
+		w.mu.Lock()
+		if w.sub != sub {
+			w.mu.Unlock()
+			return
+		}
+		switch m := message.(type) {
+		case *redis.Subscription:
+			w.heard = true
+		case *redis.Message:
+			for _, woken := range w.waiting[m.Payload] {
+				select {
+				case woken <- struct{}{}:
+				default:
+				}
+			}
+		}
+		if err != nil {
+			w.drop(sub)
+		}
+		if isReply(err) { // an ACL forbids it
+			w.refused = time.Now()
+		}
+		w.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// subscribed tells whether wake-ups come.
+func (w *waker) subscribed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.heard
+}
+
+// A notice is what one who waits for a lock hears.
+type notice struct {
+	waker  *waker
+	key    string
+	woken  chan struct{} // nil: has not waited yet
+	asked  int           // times since the last wake-up
+	missed bool          // it asks by itself although it was to be woken
+}
+
+// wait waits until it makes sense to ask again, for rest at most. left is how long the lock
+// is still taken; 0: that is not known. It returns false if ctx ends first.
+func (n *notice) wait(ctx context.Context, rest, left time.Duration) bool {
+	if n.woken == nil {
+		n.woken = n.waker.add(n.key)
+	}
+	first, last := minPoll, maxPoll
+	subscribed := left > 0 && n.waker.subscribed()
+	if subscribed {
+		first, last = minIdle, maxIdle
+	}
+	pause := jitter(min(last, first<<min(n.asked, 10)))
+	if left > 0 && left < pause { // until the lock runs out, in case its holder is dead
+		pause = left + jitter(minPoll)
+	}
+	timer := time.NewTimer(min(rest, pause))
+	defer timer.Stop()
+	n.asked++
+	select {
+	case <-ctx.Done():
+		return false
+	case <-n.woken:
+		n.asked, n.missed = 0, false
+	case <-timer.C:
+		n.missed = subscribed
+	}
+	return true
+}
+
+func (n *notice) close() {
+	if n.woken != nil {
+		n.waker.remove(n.key, n.woken)
+	}
+}

@@ -1,0 +1,164 @@
+package lock
+
+import (
+	"cmp"
+	"context"
+	_ "embed" // the scripts
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/script"
+)
+
+var (
+	//go:embed lua/handover.lua
+	handoverLua string
+	//go:embed lua/acquire.lua
+	acquireLua string
+	//go:embed lua/write.lua
+	writeLua string
+	//go:embed lua/release.lua
+	releaseLua string
+
+	acquireScript = script.New(handoverLua, acquireLua)
+	writeScript   = script.Once(handoverLua, "local prelude", writeLua)
+	releaseScript = script.New(handoverLua, releaseLua)
+)
+
+// A Version is what a writer has seen: the token of the last write, and the digest of what
+// it wrote, for where Redis has lost the token. A write of its own whose outcome is unknown
+// may be the last one too. Versions do not change.
+type Version struct{ seen []sight }
+
+type sight struct{ token, digest string }
+
+func saw(token string, data []byte) *Version {
+	return &Version{[]sight{{token, script.Digest(data)}}}
+}
+
+// Created is the version of a key that was written without a lock: nobody knew it yet.
+func Created(data []byte) *Version { return saw("", data) }
+
+// Same tells whether nobody has written between the two.
+func (v *Version) Same(other *Version) bool {
+	return v != nil && other != nil && len(v.seen) == 1 && len(other.seen) == 1 && v.seen[0] == other.seen[0]
+}
+
+// A Prelude is Lua that a Write runs in its script, once it is certain that it may write
+// and before it does so: all of both is done, or nothing. It finds its keys from KEYS[6]
+// and its arguments from ARGV[11]. It is for a single server, as its keys may be in any
+// slot.
+type Prelude struct{ script *script.Script }
+
+// NewPrelude makes a prelude of the body of a Lua function, and of what stands before it.
+func NewPrelude(body string, before ...string) *Prelude {
+	pieces := append(slices.Clone(before), handoverLua, "local function prelude()", body, "end", writeLua)
+	return &Prelude{script.Once(pieces...)}
+}
+
+// A Write says what to write, under a Want's conditions.
+type Write struct {
+	Want
+	Lease *Lease // nil, or ended: the lock is taken for the write
+	Seen  *Version
+
+	Data   []byte
+	Expiry time.Duration // 0: delete the key
+	Mark   string        // a key that is written where one is deleted, in the same slot
+	Marked time.Duration // its expiry
+
+	Prelude *Prelude // nil: none
+	Keys    []string // the prelude's
+	Args    []any
+}
+
+// Write writes the key if it is still what Seen says, and releases the lock. It returns
+// what a later Write by the same writer has seen, also where the error is about the
+// connection and it is not known what was done: then the next Write is done if nobody else
+// has written.
+//
+// Other errors are ErrGone, ErrConflict and ErrLocked, after which nothing was written,
+// and Redis' own.
+func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
+	a := l.attempt(w.Want)
+	defer a.end()
+	lease := w.Lease
+	if lease == nil || lease.ended() { // it waits like anybody else
+		var err error
+		if lease, err = a.enter(ctx); err != nil {
+			return w.Seen, err
+		}
+	}
+	token := l.newToken()
+	reply, lost, err := a.send(ctx, w, lease.token, token)
+	if lost != nil || err != nil && !isReply(err) && !errors.Is(err, ErrLocked) {
+		w.Seen = &Version{append(slices.Clone(w.Seen.seen), sight{token, script.Digest(w.Data)})}
+	}
+	if err != nil && !errors.Is(err, ErrLocked) {
+		go lease.release() // what became of the lock is not known
+		return w.Seen, err
+	}
+	lease.end()
+	switch {
+	case err != nil:
+		return w.Seen, cmp.Or(lost, err)
+	case reply == "done":
+		return saw(token, w.Data), nil
+	case lost != nil: // a lost attempt may have been done before others came
+		return w.Seen, lost
+	case reply == "gone":
+		return w.Seen, ErrGone
+	}
+	l.stats.conflicts.Add(1)
+	return w.Seen, ErrConflict
+}
+
+// send runs the script until its outcome is known. It is not left to go-redis to repeat it:
+// lost, the error of an attempt that may have been done, is known only here.
+func (a *attempt) send(ctx context.Context, w Write, holder, token string) (reply any, lost, err error) {
+	s := writeScript
+	if w.Prelude != nil {
+		s = w.Prelude.script
+	}
+	keys := append([]string{w.Key, Key(w.Key), Beside(w.Key, ":version"), Beside(w.Key, ":queue"), cmp.Or(w.Mark, w.Key)}, w.Keys...)
+	args := append([]any{holder, a.locker.process, int64(0), millis(reserve), token, seconds(a.life()),
+		w.Data, seconds(w.Expiry), seconds(w.Marked), len(w.Seen.seen)}, w.Args...)
+	for _, s := range w.Seen.seen {
+		args = append(args, s.token, s.digest)
+	}
+	reply, err = a.ask(ctx, func(queue int64) (any, error) {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		args[2] = queue
+		for attempt := 1; ; attempt++ {
+			reply, err := a.locker.Scripts.Run(ctx, s, keys, args...).Result()
+			if err == nil || isReply(err) {
+				return reply, err
+			}
+			if lost = err; attempt == attempts || !sleep(ctx, time.Duration(attempt)*10*time.Millisecond) {
+				return nil, err
+			}
+		}
+	})
+	return reply, lost, err
+}
+
+// isReply tells an error that Redis answered, having done nothing, from one of the
+// connection, which leaves open what was done.
+func isReply(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply)
+}
+
+// sleep reports whether there was time for it.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
