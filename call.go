@@ -120,6 +120,7 @@ func (c *call) find(ids []string) (found bool, err error) {
 		unknown = append(unknown, id)
 	}
 	if len(unknown) == 0 {
+		c.become(fresh, "")
 		return false, nil
 	}
 	replaced, err := c.store().records().replaced(ctx, unknown)

@@ -109,14 +109,14 @@ func NewLockingStore(store *Store) *LockingStore {
 // requests hold it, for as long as Wait: then, [ErrLocked]. See [Store.Get].
 func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(l, name)
-	if err != nil {
-		return session, err
+	if session == nil {
+		return nil, err
 	}
 	st := stateOf(session)
 	if st.may(ending, l) != nil {
 		return apart(l, r, session)
 	}
-	if st.status == stored && st.seen == nil {
+	if err == nil && st.status == stored && st.seen == nil {
 		// It was loaded without the lock, by a middleware that only reads.
 		session, _, err = l.fresh(r, name)
 		if errors.Is(err, ErrGone) { // as if it had not been loaded
@@ -216,8 +216,9 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		return loaded, nil, registryErr // not a cookie name
 	}
 	st := stateOf(session)
-	if err := st.may(ending, l); err != nil {
+	if st.may(ending, l) != nil {
 		l.leave(r, c.state.held)
+		session, err = apart(l, r, session)
 		return session, nil, err
 	}
 	if session.ID != "" && session.ID != loaded.ID && st.status != unread {

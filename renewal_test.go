@@ -405,8 +405,9 @@ func TestTheRenewalMarkerCostsNothing(t *testing.T) {
 		equal(t, "Save of its session", commands(func() { must(t, fresh.Save(b.request(t), httptest.NewRecorder())) }), 1)
 		fresh = get(browser{})
 		equal(t, "Renew of such a one", commands(func() { must(t, x.over.Renew(b.request(t), httptest.NewRecorder(), fresh)) }), 1)
-		b.old().logout(t, x.plain)
-		equal(t, "Get of an ID without a record", commands(func() { get(b) }), 2)
+		gone := login(t, x.over)
+		gone.old().logout(t, x.plain)
+		equal(t, "Get of an ID without a record", commands(func() { get(gone) }), 2)
 	})
 }
 
