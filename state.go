@@ -31,7 +31,8 @@ type state struct {
 	held   *hold         // the lock itself, while the request has it
 }
 
-// states are found by the session, whatever request Save is given. They end with it.
+// states are found by the session, whatever request Save is given. They end with it, so
+// that nothing in a state may lead to the session, as its request does.
 var states sync.Map // weak.Pointer[sessions.Session]: state
 
 // stateOf says what is known of a session. Of one that the application made, or gave an ID,
@@ -52,6 +53,9 @@ func stateOf(session *sessions.Session) state {
 // setState replaces what is known of a session.
 func setState(session *sessions.Session, st state) {
 	key := weak.Make(session)
+	if old, known := states.Load(key); known && old.(state) == st {
+		return // most Saves change nothing of it
+	}
 	if _, known := states.Swap(key, st); !known {
 		runtime.AddCleanup(session, func(key weak.Pointer[sessions.Session]) { states.Delete(key) }, key)
 	}
