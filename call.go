@@ -157,6 +157,7 @@ func (c *call) load(ctx context.Context, id string, life time.Duration) (found b
 	defer cancel()
 	err = s.records().remember(ctx, record{id: id, owner: owner, ttl: life}, 0)
 	if err != nil {
+		s.records().confine(ctx, id, owner)
 		c.session.Values = make(map[any]any)
 	}
 	return err == nil, err

@@ -63,6 +63,8 @@ var (
 	endLua string
 	//go:embed lua/supersede.lua
 	supersedeLua string
+	//go:embed lua/confine.lua
+	confineLua string
 
 	rememberScript  = script.New(indexLua, rememberLua)
 	createScript    = script.Once(indexLua, saveLua)
@@ -70,6 +72,7 @@ var (
 	renewScript     = script.New(indexLua, renewLua)
 	endScript       = script.New(endLua)
 	supersedeScript = script.New(supersedeLua)
+	confineScript   = script.New(confineLua)
 )
 
 func (db records) key(id string) string { return db.prefix + id }
