@@ -120,6 +120,7 @@ func (c *call) find(ids []string) (found bool, err error) {
 		unknown = append(unknown, id)
 	}
 	if len(unknown) == 0 {
+		c.become(fresh, "")
 		return false, nil
 	}
 	replaced, err := c.store().records().replaced(ctx, unknown)
@@ -156,6 +157,7 @@ func (c *call) load(ctx context.Context, id string, life time.Duration) (found b
 	defer cancel()
 	err = s.records().remember(ctx, record{id: id, owner: owner, ttl: life}, 0)
 	if err != nil {
+		s.records().confine(ctx, id, owner)
 		c.session.Values = make(map[any]any)
 	}
 	return err == nil, err
@@ -229,15 +231,39 @@ func (c *call) renewal(renew bool) writer {
 			old = c.proven()
 		}
 		return func(ctx context.Context, c *call, rec record) error { return c.by.replace(ctx, c, rec, old) }
-	case renew && c.state.id != "": // it had no record, but other requests may still come with it
-		return func(ctx context.Context, c *call, rec record) error {
-			if err := c.store().records().supersede(ctx, c.state.id); err != nil {
-				return err
-			}
-			return c.by.create(ctx, c, rec)
-		}
+	case c.state.id != "" && renew:
+		return supersede
+	case c.state.id != "":
+		return follow
 	}
 	return c.by.create
+}
+
+// supersede creates a session that replaces an ID which has no record: other requests may
+// still come with it.
+func supersede(ctx context.Context, c *call, rec record) error {
+	if err := c.by.create(ctx, c, rec); err != nil {
+		return err
+	}
+	db := c.store().records()
+	err := db.supersede(ctx, c.state.id)
+	if err != nil {
+		_, _ = db.delete(ctx, rec.owner, rec.id) // nobody knows this ID; if this fails, it expires
+	}
+	return err
+}
+
+// follow creates a session, unless another has replaced the ID that the request came with
+// since it was loaded.
+func follow(ctx context.Context, c *call, rec record) error {
+	replaced, err := c.store().records().replaced(ctx, []string{c.state.id})
+	switch {
+	case err != nil:
+		return failed("save", err)
+	case replaced:
+		return ErrGone
+	}
+	return c.by.create(ctx, c, rec)
 }
 
 // proven returns the ID of the session's record, and those that the request's cookies

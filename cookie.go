@@ -29,7 +29,11 @@ const (
 	// maxCookie is the length of name and value, in bytes, up to which browsers must keep
 	// a cookie (RFC 6265, section 6.1), and beyond which they drop it.
 	maxCookie = 4096
+
+	idBytes = 32 // 256 random bits
 )
+
+var idEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 
 // Created returns when the session's ID was made, to the second: the time of the login,
 // if that called Renew. It is the zero time for a session without an ID, and for an ID
@@ -49,16 +53,16 @@ func PublicID(session *sessions.Session) string {
 
 // newID returns the time, for AbsoluteTimeout, and 256 random bits.
 func (s *Store) newID() string {
-	b := make([]byte, 32)
+	b := make([]byte, idBytes)
 	rand.Read(b) // never fails
-	return strconv.FormatInt(s.now().Unix(), 36) + "." + base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b)
+	return strconv.FormatInt(s.now().Unix(), 36) + "." + idEncoding.EncodeToString(b)
 }
 
 // created is when newID made the ID; the zero time if it did not.
 func created(id string) time.Time {
-	stamp, _, found := strings.Cut(id, ".")
+	stamp, random, _ := strings.Cut(id, ".")
 	sec, err := strconv.ParseInt(stamp, 36, 64)
-	if !found || err != nil {
+	if err != nil || len(random) != idEncoding.EncodedLen(idBytes) {
 		return time.Time{}
 	}
 	return time.Unix(sec, 0)

@@ -109,14 +109,14 @@ func NewLockingStore(store *Store) *LockingStore {
 // requests hold it, for as long as Wait: then, [ErrLocked]. See [Store.Get].
 func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(l, name)
-	if err != nil {
-		return session, err
+	if session == nil {
+		return nil, err
 	}
 	st := stateOf(session)
 	if st.may(ending, l) != nil {
 		return apart(l, r, session)
 	}
-	if st.status == stored && st.seen == nil {
+	if err == nil && st.status == stored && st.seen == nil {
 		// It was loaded without the lock, by a middleware that only reads.
 		session, _, err = l.fresh(r, name)
 		if errors.Is(err, ErrGone) { // as if it had not been loaded
@@ -216,8 +216,9 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		return loaded, nil, registryErr // not a cookie name
 	}
 	st := stateOf(session)
-	if err := st.may(ending, l); err != nil {
+	if st.may(ending, l) != nil {
 		l.leave(r, c.state.held)
+		session, err = apart(l, r, session)
 		return session, nil, err
 	}
 	if session.ID != "" && session.ID != loaded.ID && st.status != unread {
@@ -481,9 +482,8 @@ func (l *LockingStore) settle(c *call, step string, rec record) error {
 // ask for it. Several goroutines may use it, as copies of a request do.
 type hold struct {
 	id    string
-	token string        // proves that the lock is ours; 128 random bits
-	r     *http.Request // whose it is
-	pass  func()        // gives the turn to the next of this process; once
+	token string // proves that the lock is ours; 128 random bits
+	pass  func() // gives the turn to the next of this process; once
 
 	mu      sync.Mutex
 	version *version
@@ -574,12 +574,14 @@ func digest(data []byte) (text string) {
 // first served, and only the first talks to Redis.
 type line struct {
 	holder  *hold
+	r       *http.Request // the holder's; not in the hold, which lives as long as the session
 	waiting []waiter
 	since   time.Time // since when they have passed the lock on among themselves
 }
 
 type waiter struct {
 	hold *hold
+	r    *http.Request
 	turn chan struct{} // closed when it comes
 }
 
@@ -588,7 +590,7 @@ type waiter struct {
 func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*hold, error) {
 	token := make([]byte, 16)
 	rand.Read(token) // never fails
-	h := &hold{id: id, token: hex.EncodeToString(token), r: r}
+	h := &hold{id: id, token: hex.EncodeToString(token)}
 	h.pass = sync.OnceFunc(func() { l.pass(id) })
 
 	l.mu.Lock()
@@ -597,12 +599,12 @@ func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*
 		if l.lines == nil {
 			l.lines = map[string]*line{}
 		}
-		l.lines[id] = &line{holder: h, since: time.Now()}
+		l.lines[id] = &line{holder: h, r: r, since: time.Now()}
 		l.mu.Unlock()
 		return h, nil
 	}
 	// A request must not wait for the lock that it holds.
-	if other := q.holder; sameRequest(other.r, r) && other.keep() {
+	if other := q.holder; sameRequest(q.r, r) && other.keep() {
 		l.mu.Unlock()
 		return other, nil
 	}
@@ -611,7 +613,7 @@ func (l *LockingStore) enter(ctx context.Context, r *http.Request, id string) (*
 		return nil, fmt.Errorf("%w: %d requests of this process wait for it already, which is MaxWaiters", ErrLocked, n)
 	}
 	turn := make(chan struct{})
-	q.waiting = append(q.waiting, waiter{h, turn})
+	q.waiting = append(q.waiting, waiter{h, r, turn})
 	l.mu.Unlock()
 
 	select {
@@ -678,7 +680,7 @@ func (l *LockingStore) pass(id string) {
 		return
 	}
 	next := q.waiting[0]
-	q.holder, q.waiting = next.hold, slices.Delete(q.waiting, 0, 1)
+	q.holder, q.r, q.waiting = next.hold, next.r, slices.Delete(q.waiting, 0, 1)
 	close(next.turn)
 }
 

@@ -310,6 +310,14 @@ func (db records) remember(ctx context.Context, rec record, wait time.Duration) 
 	return db.scripts.Run(ctx, rememberScript, []string{db.index(rec.owner)}, rec.id, db.listed(rec.ttl), seconds(wait)).Err()
 }
 
+// confine lets a session live no longer than its owner's index lists it. Otherwise reads of
+// which the index cannot be told would carry it out of there, one by one.
+func (db records) confine(ctx context.Context, id, owner string) {
+	if db.single() { // elsewhere the index could not be told of it in the same step
+		_ = db.scripts.Run(ctx, confineScript, []string{db.key(id), db.index(owner)}, id).Err()
+	}
+}
+
 // remove takes sessions that are gone out of the index. If this fails, readers do it.
 func (db records) remove(ctx context.Context, owner string, ids ...string) {
 	if owner != "" && len(ids) > 0 {

@@ -61,12 +61,18 @@ var (
 	renewLua string
 	//go:embed lua/end.lua
 	endLua string
+	//go:embed lua/supersede.lua
+	supersedeLua string
+	//go:embed lua/confine.lua
+	confineLua string
 
-	rememberScript = script.New(indexLua, rememberLua)
-	createScript   = script.Once(indexLua, saveLua)
-	saveScript     = script.New(indexLua, saveLua)
-	renewScript    = script.New(indexLua, renewLua)
-	endScript      = script.New(endLua)
+	rememberScript  = script.New(indexLua, rememberLua)
+	createScript    = script.Once(indexLua, saveLua)
+	saveScript      = script.New(indexLua, saveLua)
+	renewScript     = script.New(indexLua, renewLua)
+	endScript       = script.New(endLua)
+	supersedeScript = script.New(supersedeLua)
+	confineScript   = script.New(confineLua)
 )
 
 func (db records) key(id string) string { return db.prefix + id }
@@ -255,9 +261,13 @@ func (db records) end(ctx context.Context, id, token string) (bool, error) {
 	return db.scripts.Run(ctx, endScript, keys, token, seconds(renewed)).Bool()
 }
 
-// supersede leaves a marker for an ID that has no record.
+// supersede leaves a marker for an ID that has no record, or returns ErrGone if there is one.
 func (db records) supersede(ctx context.Context, id string) error {
-	return failed("renew", db.client.Set(ctx, db.mark(id), "", renewed).Err())
+	first, err := db.scripts.Run(ctx, supersedeScript, []string{db.mark(id)}, rand.Text(), seconds(renewed)).Bool()
+	if err == nil && !first {
+		return ErrGone
+	}
+	return failed("renew", err)
 }
 
 // delete ends records, takes them out of the owner's index after that, and says how many

@@ -144,9 +144,10 @@ type Store struct {
 //
 // The keys are those of [sessions.NewCookieStore]: pairs of an authentication
 // key, 32 or 64 random bytes, and an encryption key, 16, 24 or 32 bytes or nil.
-// The last pair may lack the second. The first pair signs, all pairs verify: to
-// rotate keys, put a new pair in front and drop the old one after MaxAge. Keys
-// that cannot be used are reported by every Get, Save and Ping.
+// The last pair may lack the second. The first pair signs, all pairs verify. To rotate
+// keys, add the new pair as the last one on all servers, then move it to the front, then
+// drop the old one after MaxAge: at each step every server verifies what the others sign.
+// Keys that cannot be used are reported by every Get, Save and Ping.
 func New(client redis.UniversalClient, keyPairs ...[]byte) *Store {
 	if v := reflect.ValueOf(client); v.Kind() == reflect.Pointer && v.IsNil() {
 		client = nil // a *redis.Client that was declared and never made
@@ -197,7 +198,7 @@ func (s *Store) Ping(ctx context.Context) error {
 // see the package's documentation.
 func (s *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(s, name)
-	if err == nil && stateOf(session).may(ending, s) != nil {
+	if session != nil && stateOf(session).may(ending, s) != nil {
 		return apart(s, r, session)
 	}
 	return session, err

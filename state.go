@@ -31,27 +31,31 @@ type state struct {
 	held   *hold         // the lock itself, while the request has it
 }
 
-// states are found by the session, whatever request Save is given. They end with it.
+// states are found by the session, whatever request Save is given. They end with it, so
+// that nothing in a state may lead to the session, as its request does.
 var states sync.Map // weak.Pointer[sessions.Session]: state
 
-// stateOf says what is known of a session. Of one that no store has loaded or saved, its
-// own fields tell.
+// stateOf says what is known of a session. Of one that the application made, or gave an ID,
+// its own fields tell.
 func stateOf(session *sessions.Session) state {
-	if st, ok := states.Load(weak.Make(session)); ok {
-		return st.(state)
+	known, _ := states.Load(weak.Make(session))
+	st, _ := known.(state)
+	if st.status != fresh || session.ID == "" {
+		return st
 	}
-	switch {
-	case session.ID == "":
-		return state{status: fresh}
-	case session.IsNew: // a copy of one that could not be read looks like this
-		return state{status: unread, id: session.ID}
+	st.status, st.id = stored, session.ID
+	if session.IsNew { // a copy of one that could not be read looks like this
+		st.status = unread
 	}
-	return state{status: stored, id: session.ID}
+	return st
 }
 
 // setState replaces what is known of a session.
 func setState(session *sessions.Session, st state) {
 	key := weak.Make(session)
+	if old, known := states.Load(key); known && old.(state) == st {
+		return // most Saves change nothing of it
+	}
 	if _, known := states.Swap(key, st); !known {
 		runtime.AddCleanup(session, func(key weak.Pointer[sessions.Session]) { states.Delete(key) }, key)
 	}

@@ -1,0 +1,276 @@
+package redistore
+
+import (
+	"context"
+	"io"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/securecookie"
+	"github.com/gorilla/sessions"
+)
+
+// These tests look at what the whole process holds, so that no other may run at the same
+// time: none of them is parallel.
+
+// eachServer runs a test on miniredis and on a real redis-server, one after the other.
+func eachServer(t *testing.T, test func(*testing.T, *server)) {
+	t.Run("miniredis", func(t *testing.T) { test(t, startMini(t)) })
+	t.Run("redis-server", func(t *testing.T) { test(t, startRedis(t)) })
+}
+
+// known is how many sessions this package knows something of.
+func known() (n int) {
+	states.Range(func(any, any) bool { n++; return true })
+	return n
+}
+
+// TestStateEndsWithItsSession makes 10,000 sessions of every kind and drops them.
+func TestStateEndsWithItsSession(t *testing.T) {
+	eachServer(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		store.CookieStoreUntil = srv.now().Add(24 * time.Hour)
+		lock := NewLockingStore(store)
+		user, moving := loginAs(t, store, "ann"), login(t, sessions.NewCookieStore(hashKey))
+		unknown := login(t, store)
+		unknown.old().logout(t, store)
+		replaced := login(t, store)
+		newTrial(t, srv, false).renew(t, replaced.old())
+		w := httptest.NewRecorder()
+		from := func(s sessions.Store, b browser) *sessions.Session {
+			r, end := b.lived(t)
+			defer end()
+			session, _ := s.Get(r, "s")
+			return session
+		}
+		kinds := map[string]func(){
+			"fresh":              func() { from(store, browser{}) },
+			"fresh, with a lock": func() { from(lock, browser{}) },
+			"of a bad cookie":    func() { from(store, browser{"s": "nonsense"}) },
+			"of an unknown ID":   func() { from(store, unknown) },
+			"of a replaced ID":   func() { from(store, replaced) },
+			"stored":             func() { must(t, from(store, user).Save(nil, w)) },
+			"stored, with a lock": func() {
+				r, end := user.lived(t)
+				s, err := lock.Get(r, "s")
+				must(t, err)
+				must(t, s.Save(r, w))
+				end()
+			},
+			"unread": func() {
+				rec.failOnce("get", io.EOF)
+				from(store, user)
+			},
+			"moving": func() { equal(t, "user", from(store, moving).Values["user"], any("ann")) },
+			"ended": func() {
+				s := from(store, browser{})
+				must(t, s.Save(nil, w))
+				s.Options.MaxAge = -1
+				must(t, s.Save(nil, w))
+			},
+			"renewed": func() {
+				s := from(store, browser{})
+				must(t, s.Save(nil, w))
+				must(t, store.Renew(nil, w, s))
+				s.Options.MaxAge = -1
+				must(t, s.Save(nil, w))
+			},
+			"listed": func() {
+				for s, err := range store.Sessions(t.Context(), "ann") {
+					must(t, err)
+					equal(t, "owner", Owner(s), "ann")
+				}
+			},
+			"made by the application": func() {
+				s := sessions.NewSession(store, "s")
+				must(t, s.Save(nil, w))
+				s.Options.MaxAge = -1
+				must(t, s.Save(nil, w))
+			},
+			"a copy": func() {
+				s := *from(store, user)
+				must(t, store.Save(nil, w, &s))
+			},
+			"updated": func() {
+				r, end := user.lived(t)
+				must(t, lock.Update(r, w, "s", func(*sessions.Session) error { return nil }))
+				end()
+			},
+			"of an Update that failed": func() {
+				r, end := user.lived(t)
+				wantErr(t, lock.Update(r, w, "s", func(*sessions.Session) error { return io.EOF }), io.EOF)
+				end()
+			},
+		}
+		runtime.GC()
+		runtime.GC()
+		others := known() // that other tests still hold
+		for range 10_000 / len(kinds) {
+			for _, make := range kinds {
+				make()
+			}
+		}
+		eventually(t, "nothing is known of any session", func() bool {
+			runtime.GC()
+			return known() <= others
+		})
+	})
+}
+
+// held is what the process holds, in bytes.
+func held() int64 {
+	runtime.GC()
+	runtime.GC() // what cleanups and pools held on to
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestALongRequestHoldsNothing has a request go on for long, as streams do.
+func TestALongRequestHoldsNothing(t *testing.T) {
+	eachServer(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		lock := NewLockingStore(store)
+		lock.TTL = time.Minute
+		large := strings.Repeat("x", 100_000)
+		for name, c := range map[string]struct {
+			times int
+			do    func(*http.Request)
+		}{
+			"Updates of a large session": {100, func(r *http.Request) {
+				must(t, lock.Update(r, httptest.NewRecorder(), "s", func(s *sessions.Session) error {
+					s.Values["n"], s.Values["large"] = count(s)+1, large
+					return nil
+				}))
+			}},
+			"New of a large session": {300, func(r *http.Request) { _, err := store.New(r, "s"); must(t, err) }},
+			"New of a small session": {3000, func(r *http.Request) { _, err := store.New(r, "small"); must(t, err) }},
+			"New without a cookie":   {3000, func(r *http.Request) { _, err := store.New(r, "none"); must(t, err) }},
+			"New with the lock":      {3000, func(r *http.Request) { _, err := lock.New(r, "small"); must(t, err) }},
+			"Saves of new sessions": {300, func(r *http.Request) {
+				s, err := store.New(r, "s")
+				must(t, err)
+				must(t, store.Save(r, httptest.NewRecorder(), s))
+			}},
+		} {
+			t.Run(name, func(t *testing.T) {
+				must(t, srv.admin.FlushDB(t.Context()).Err())
+				b := login(t, store)
+				r, end := b.lived(t)
+				defer end()
+				small, err := store.New(r, "small")
+				must(t, err)
+				w := httptest.NewRecorder()
+				must(t, small.Save(r, w))
+				r.AddCookie(w.Result().Cookies()[0])
+				s, err := lock.Get(r, "s")
+				must(t, err)
+				s.Values["large"] = large
+				must(t, lock.Renew(r, httptest.NewRecorder(), s))
+				r.Header.Set("Cookie", r.Header.Get("Cookie")+"; s="+mustEncode(t, store, s.ID))
+				c.do(r) // buffers and connections
+				rec.take()
+				before := held()
+				for range c.times {
+					c.do(r)
+				}
+				rec.take()
+				if after := held(); after > before+1<<20 {
+					t.Errorf("after %d times, the process holds %d bytes more", c.times, after-before)
+				}
+				runtime.KeepAlive(r)
+			})
+		}
+	})
+}
+
+func mustEncode(t *testing.T, store *Store, id string) string {
+	t.Helper()
+	value, err := securecookie.EncodeMulti("s", id, store.Codecs...)
+	must(t, err)
+	return value
+}
+
+// TestTheRequestIsLeftAsItWas shows that Get and New put nothing into it but gorilla's
+// registry.
+func TestTheRequestIsLeftAsItWas(t *testing.T) {
+	eachServer(t, func(t *testing.T, srv *server) {
+		store, _ := srv.store(t)
+		for _, over := range []sessions.Store{store, NewLockingStore(store)} {
+			b := login(t, store)
+			r, end := b.lived(t)
+			ctx := r.Context()
+			_, err := over.New(r, "s")
+			must(t, err)
+			if r.Context() != ctx {
+				t.Errorf("%T: New changed the request's context", over)
+			}
+			end()
+			r, end = b.lived(t)
+			sessions.GetRegistry(r)
+			ctx = r.Context()
+			s, err := over.Get(r, "s")
+			must(t, err)
+			must(t, s.Save(r, httptest.NewRecorder()))
+			if r.Context() != ctx {
+				t.Errorf("%T: Get changed the request's context", over)
+			}
+			end()
+		}
+	})
+}
+
+// TestARequestAllocatesLittle counts what a request costs this process with a session of
+// five fields, its recorder and its copy of a request included, as bench does.
+func TestARequestAllocatesLittle(t *testing.T) {
+	if build, _ := debug.ReadBuildInfo(); slices.Contains(build.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		t.Skip("the race detector allocates too")
+	}
+	store := New(startRedis(t).client(t), hashKey)
+	blank := httptest.NewRequest("GET", "/", nil)
+	cookie := ""
+	serve := func(over sessions.Store, handle func(*http.Request, http.ResponseWriter, *sessions.Session)) {
+		ctx, end := context.WithCancel(context.Background())
+		defer end()
+		r, w := blank.WithContext(ctx), httptest.NewRecorder()
+		r.Header = http.Header{}
+		r.Header.Set("Cookie", cookie)
+		s, _ := over.Get(r, "session")
+		handle(r, w, s)
+		if set := w.Header().Get("Set-Cookie"); set != "" {
+			cookie, _, _ = strings.Cut(set, ";")
+		}
+	}
+	save := func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+		s.Values["visits"] = s.Values["visits"].(int) + 1
+		must(t, s.Save(r, w))
+	}
+	serve(store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+		s.Values["user"], s.Values["id"], s.Values["admin"], s.Values["lang"], s.Values["visits"] = "ann@example.com", 42, true, "en-GB", 1
+		must(t, s.Save(r, w))
+	})
+	for name, c := range map[string]struct {
+		most float64
+		do   func()
+	}{
+		"a read": {75, func() {
+			serve(store, func(_ *http.Request, _ http.ResponseWriter, s *sessions.Session) { equal(t, "IsNew", s.IsNew, false) })
+		}},
+		"a read and a Save": {120, func() { serve(store, save) }},
+	} {
+		allocs := math.Inf(1)
+		for range 3 { // the runtime's own goroutines allocate now and then
+			allocs = min(allocs, testing.AllocsPerRun(1000, c.do))
+		}
+		if t.Logf("%s: %.0f allocations", name, allocs); allocs > c.most {
+			t.Errorf("%s: %.0f allocations, want %.0f at most", name, allocs, c.most)
+		}
+	}
+}
