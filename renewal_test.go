@@ -81,8 +81,9 @@ func site(x trial) http.Handler {
 // TestALoginSurvivesTheOtherRequestsOfItsPage is what a browser shows: a page logs in, and
 // its other requests are under way with the cookie from before.
 //
-// What is not promised: a request that saved the old session before the login may be
-// answered after it, and its cookie then replaces the login's. No server can prevent that.
+// What is not promised: a request may have saved the old session before the login and be
+// answered after it. Its cookie then replaces the login's, for a browser keeps the last one.
+// Those logins are only counted here.
 func TestALoginSurvivesTheOtherRequestsOfItsPage(t *testing.T) {
 	t.Parallel()
 	srv := startRedis(t)

@@ -194,7 +194,7 @@ func TestTwoStoresOfOneNameKeepApart(t *testing.T) {
 						must(t, srv.admin.FlushDB(t.Context()).Err())
 						x := newTrial(t, srv, false)
 						other, _ := srv.store(t)
-						other.KeyPrefix = "other_"
+						other.KeyPrefix = "session_other_"
 						keepApart(t, x, one(x.plain), two(other), cookie)
 					})
 				}
