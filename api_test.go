@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "accept the exported API as it is, in testdata/api.txt")
+var rewrite = flag.Bool("update", false, "accept the exported API as it is, in testdata/api.txt")
 
 // TestAPI compares what the package exports with testdata/api.txt, so that no change of
 // it goes unseen. To accept one, and to note it in the changelog:
@@ -25,7 +25,7 @@ func TestAPI(t *testing.T) {
 	t.Parallel()
 	const golden = "testdata/api.txt"
 	got := exported(t)
-	if *update {
+	if *rewrite {
 		must(t, os.WriteFile(golden, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(golden)

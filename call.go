@@ -19,7 +19,7 @@ type backend interface {
 	sessions.Store
 	check() error
 	parts() (*Store, *LockingStore) // the latter is nil for a plain Store
-	// bound is how long all reads of a session may take, however many IDs there are.
+	// bound is how long one call may take, however many commands it sends.
 	bound() time.Duration
 	// read returns redis.Nil if there is no such record.
 	read(ctx context.Context, c *call, id string, life time.Duration) ([]byte, error)
@@ -39,6 +39,7 @@ type call struct {
 	w       http.ResponseWriter
 	session *sessions.Session
 	state   state
+	alone   bool // an Update's
 }
 
 // call is one of Save, Renew and Touch. A session that was loaded through the lock is saved
@@ -65,8 +66,8 @@ func (c *call) context() context.Context {
 }
 
 // detached outlives the request's client: see Store.
-func (c *call) detached() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(c.context()), timeout)
+func (c *call) detached(limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(c.context()), limit)
 }
 
 // become notes where the session stands now, under the ID of its record.
@@ -208,7 +209,7 @@ func (c *call) save(renew bool) error {
 	if c.session.Options.MaxAge < 0 {
 		return c.end()
 	}
-	ctx, cancel := c.detached()
+	ctx, cancel := c.detached(c.by.bound())
 	defer cancel()
 	if c.session.ID != "" && !renew {
 		return c.write(ctx, c.session.ID, c.by.overwrite)
@@ -327,7 +328,7 @@ func (c *call) touch() error {
 	if c.session.ID == "" || ttl <= 0 {
 		return ErrGone
 	}
-	ctx, cancel := c.detached()
+	ctx, cancel := c.detached(timeout)
 	defer cancel()
 	if err := s.records().expire(ctx, record{id: c.session.ID, owner: Owner(c.session), ttl: ttl}); err != nil {
 		return err
@@ -347,7 +348,7 @@ func (c *call) end() error {
 			setCookie(c.w, cookie)
 		}
 	}
-	ctx, cancel := c.detached()
+	ctx, cancel := c.detached(timeout)
 	defer cancel()
 	deleted := c.by.delete(ctx, Owner(c.session), c.proven())
 	switch {

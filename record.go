@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/redistore/redistore/internal/lock"
 	"github.com/redistore/redistore/internal/script"
 )
 
@@ -57,6 +57,8 @@ var (
 	rememberLua string
 	//go:embed lua/save.lua
 	saveLua string
+	//go:embed lua/move.lua
+	moveLua string
 	//go:embed lua/renew.lua
 	renewLua string
 	//go:embed lua/end.lua
@@ -69,10 +71,14 @@ var (
 	rememberScript  = script.New(indexLua, rememberLua)
 	createScript    = script.Once(indexLua, saveLua)
 	saveScript      = script.New(indexLua, saveLua)
-	renewScript     = script.New(indexLua, renewLua)
+	renewScript     = script.New(indexLua, moveLua, renewLua)
 	endScript       = script.New(endLua)
 	supersedeScript = script.New(supersedeLua)
-	confineScript   = script.New(confineLua)
+
+	// What a locked write does beside its own.
+	listPrelude   = lock.NewPrelude("remember(KEYS[6], ARGV[11], tonumber(ARGV[12]), 0)", indexLua)
+	movePrelude   = lock.NewPrelude("move(6, 11)", indexLua, moveLua)
+	confineScript = script.New(confineLua)
 )
 
 func (db records) key(id string) string { return db.prefix + id }
@@ -82,19 +88,7 @@ func (db records) key(id string) string { return db.prefix + id }
 // cookie would throw the new one away. It is no way in.
 func (db records) mark(id string) string {
 	const suffix = ":replaced"
-	return cmp.Or(beside(db.key(id), suffix), db.key(id)+suffix)
-}
-
-// beside returns a key in the same Cluster slot: the given one is its hash tag, or has
-// one. "" if there is no such key.
-func beside(key, suffix string) string {
-	if _, tag, found := strings.Cut(key, "{"); found && strings.Index(tag, "}") > 0 {
-		return key + suffix
-	}
-	if strings.Contains(key, "}") {
-		return ""
-	}
-	return "{" + key + "}" + suffix
+	return cmp.Or(lock.Beside(db.key(id), suffix), db.key(id)+suffix)
 }
 
 // single tells whether all keys are on one server.
@@ -227,24 +221,13 @@ func (db records) replace(ctx context.Context, rec record, old []string) error {
 		}
 		return failed("renew", err)
 	}
-	for _, planted := range old[1:] {
-		_, _ = db.end(ctx, planted, token) // if this fails, it is nobody's login still
-	}
+	db.endPlanted(ctx, old[1:], token)
 	db.remove(ctx, rec.owner, old...)
 	return nil
 }
 
 func (db records) runRenew(ctx context.Context, rec record, old []string, token string) error {
-	id, index := rec.id, db.index(rec.owner)
-	if rec.owner == "" {
-		id, index = "", db.key(rec.id)
-	}
-	keys := []string{db.key(rec.id), index}
-	args := []any{id, db.listed(rec.ttl), token, seconds(renewed), seconds(rec.ttl), rec.data}
-	for _, id := range old {
-		keys = append(keys, db.key(id), db.mark(id))
-		args = append(args, id)
-	}
+	keys, args := db.move(rec, old, token)
 	moved, err := db.scripts.Run(ctx, renewScript, keys, args...).Bool()
 	if err == nil && !moved {
 		return ErrGone
@@ -252,10 +235,33 @@ func (db records) runRenew(ctx context.Context, rec record, old []string, token 
 	return err
 }
 
+// move returns what lua/move.lua takes.
+func (db records) move(rec record, old []string, token string) (keys []string, args []any) {
+	id, index := rec.id, db.index(rec.owner)
+	if rec.owner == "" {
+		id, index = "", db.key(rec.id)
+	}
+	keys = []string{db.key(rec.id), index}
+	args = []any{id, db.listed(rec.ttl), seconds(rec.ttl), rec.data, token, seconds(renewed)}
+	for _, id := range old {
+		keys = append(keys, db.key(id), db.mark(id))
+		args = append(args, id)
+	}
+	return keys, args
+}
+
+// endPlanted ends the other IDs that a renewed session's cookies prove. If this fails, it is
+// nobody's login still.
+func (db records) endPlanted(ctx context.Context, ids []string, token string) {
+	for _, id := range ids {
+		_, _ = db.end(ctx, id, token)
+	}
+}
+
 // end deletes a record that another has replaced, and says so in its marker.
 func (db records) end(ctx context.Context, id, token string) (bool, error) {
 	keys := []string{db.key(id), db.mark(id)}
-	if beside(db.key(id), "") == "" {
+	if lock.Beside(db.key(id), "") == "" {
 		keys = keys[:1] // a Cluster could not run it; who uses braces like this does without
 	}
 	return db.scripts.Run(ctx, endScript, keys, token, seconds(renewed)).Bool()
@@ -279,7 +285,7 @@ func (db records) delete(ctx context.Context, owner string, ids ...string) (int,
 	for _, id := range ids {
 		keys = append(keys, db.key(id))
 		if db.locked {
-			keys = append(keys, lockKey(db.key(id)))
+			keys = append(keys, lock.Keys(db.key(id))...)
 		}
 	}
 	dels := db.each(ctx, "del", keys)
@@ -321,32 +327,18 @@ func (u unsettled) Unwrap() error { return u.error }
 
 // unsettle marks the errors of a connection, and those that Redis gives in passing.
 func unsettle(err error) error {
-	if err == nil || isReply(err) && !passing(err) {
+	if err == nil || script.IsReply(err) && !script.IsPassing(err) {
 		return err
 	}
 	return unsettled{err}
 }
 
-// failed says which step an error belongs to. ErrGone needs no such words.
+// failed says which step an error belongs to. The package's own need no such words.
 func failed(step string, err error) error {
-	if err == nil || errors.Is(err, ErrGone) {
+	if err == nil || errors.Is(err, ErrGone) || errors.Is(err, ErrConflict) || errors.Is(err, ErrLocked) {
 		return err
 	}
 	return fmt.Errorf("redistore: %s: %w", step, err)
-}
-
-// isReply tells an error that Redis answered, having done nothing, from one of the
-// connection, which leaves open what was done.
-func isReply(err error) bool {
-	var reply redis.Error
-	return errors.As(err, &reply)
-}
-
-// passing tells the errors of a Redis that restarts, fails over or moves a slot.
-func passing(err error) bool {
-	return slices.ContainsFunc([]string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
-		return redis.HasErrorPrefix(err, prefix)
-	})
 }
 
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }

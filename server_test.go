@@ -150,6 +150,15 @@ func (s *server) store(t *testing.T) (*Store, *recorder) {
 	return store, rec
 }
 
+// sharded is store with a client that may have its keys on several servers.
+func (s *server) sharded(t *testing.T) (*Store, *recorder) {
+	rec, client := &recorder{}, s.ring(t)
+	client.AddHook(rec)
+	store := New(client, hashKey)
+	store.now = s.now
+	return store, rec
+}
+
 func (s *server) now() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
 
 // forward lets time pass: what would have expired is gone, all else has that much
@@ -169,13 +178,14 @@ func (s *server) forward(t *testing.T, d time.Duration) {
 		return 1`, nil, d.Milliseconds()).Err())
 }
 
-// keys returns what Redis holds but for renewal markers.
+// keys returns what Redis holds but for what it keeps for a minute or two: renewal markers,
+// and the versions of what was written with the lock.
 func (s *server) keys(t *testing.T) []string {
 	t.Helper()
 	keys, err := s.admin.Keys(t.Context(), "*").Result()
 	must(t, err)
 	slices.Sort(keys)
-	return slices.DeleteFunc(keys, func(k string) bool { return strings.HasSuffix(k, ":replaced") })
+	return slices.DeleteFunc(keys, func(k string) bool { return strings.HasSuffix(k, ":replaced") || strings.HasSuffix(k, ":version") })
 }
 
 // only returns the value of the single key that Redis holds.

@@ -7,6 +7,8 @@ import (
 	"weak"
 
 	"github.com/gorilla/sessions"
+
+	"github.com/redistore/redistore/internal/lock"
 )
 
 // status says where a session stands.
@@ -27,8 +29,8 @@ type state struct {
 	id     string        // of its record; of a fresh one, what its cookie proves and Redis does not know
 	store  *Store        // that loaded or saved it; nil: none did
 	lock   *LockingStore // that loaded or saved it, if one did
-	seen   *version      // what the lock saw
-	held   *hold         // the lock itself, while the request has it
+	seen   *lock.Version // what the lock saw
+	held   *lock.Lease   // the lock itself; nil: saved since, or never taken
 }
 
 // states are found by the session, whatever request Save is given. They end with it, so

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -161,7 +160,7 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 	for {
 		reply, err := question(queue)
 		left, locked := reply.(int64)
-		if err == nil && !locked || err != nil && !Passing(err) {
+		if err == nil && !locked || err != nil && !script.IsPassing(err) {
 			if parts, _ := reply.([]any); n.missed && len(parts) == 3 { // it was reserved for us
 				a.locker.stats.unwoken.Add(1)
 				n.waker.distrust()
@@ -249,13 +248,6 @@ func Beside(key, suffix string) string {
 // Keys are all that is kept beside a key.
 func Keys(key string) []string {
 	return []string{Key(key), Beside(key, ":version"), Beside(key, ":queue")}
-}
-
-// Passing tells the errors of a Redis that restarts, fails over or moves a slot.
-func Passing(err error) bool {
-	return slices.ContainsFunc([]string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
-		return redis.HasErrorPrefix(err, prefix)
-	})
 }
 
 func millis(d time.Duration) int64  { return d.Milliseconds() }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redistore/redistore/internal/script"
 )
 
 const (
@@ -137,7 +139,7 @@ func (w *waker) listen(sub *redis.PubSub) {
 		if err != nil {
 			w.drop(sub)
 		}
-		if isReply(err) { // an ACL forbids it
+		if script.IsReply(err) { // an ACL forbids it
 			w.refused = time.Now()
 		}
 		w.mu.Unlock()

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/redistore/redistore/internal/script"
 )
 
@@ -94,7 +92,7 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	}
 	token := l.newToken()
 	reply, lost, err := a.send(ctx, w, lease.token, token)
-	if lost != nil || err != nil && !isReply(err) && !errors.Is(err, ErrLocked) {
+	if lost != nil || err != nil && !script.IsReply(err) && !errors.Is(err, ErrLocked) {
 		w.Seen = &Version{append(slices.Clone(w.Seen.seen), sight{token, script.Digest(w.Data)})}
 	}
 	if err != nil && !errors.Is(err, ErrLocked) {
@@ -135,7 +133,7 @@ func (a *attempt) send(ctx context.Context, w Write, holder, token string) (repl
 		args[2] = queue
 		for attempt := 1; ; attempt++ {
 			reply, err := a.locker.Scripts.Run(ctx, s, keys, args...).Result()
-			if err == nil || isReply(err) {
+			if err == nil || script.IsReply(err) {
 				return reply, err
 			}
 			if lost = err; attempt == attempts || !sleep(ctx, time.Duration(attempt)*10*time.Millisecond) {
@@ -144,13 +142,6 @@ func (a *attempt) send(ctx context.Context, w Write, holder, token string) (repl
 		}
 	})
 	return reply, lost, err
-}
-
-// isReply tells an error that Redis answered, having done nothing, from one of the
-// connection, which leaves open what was done.
-func isReply(err error) bool {
-	var reply redis.Error
-	return errors.As(err, &reply)
 }
 
 // sleep reports whether there was time for it.

@@ -7,6 +7,8 @@ import (
 	"crypto/fips140"
 	"crypto/sha1"
 	"encoding/hex"
+	"errors"
+	"slices"
 	"strings"
 	"sync"
 
@@ -82,6 +84,20 @@ func head(name, text string, keys []string) []any {
 		args = append(args, key)
 	}
 	return args
+}
+
+// IsReply tells an error that Redis answered, having done nothing, from one of the
+// connection, which leaves open what was done.
+func IsReply(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply)
+}
+
+// IsPassing tells the errors of a Redis that restarts, fails over or moves a slot.
+func IsPassing(err error) bool {
+	return slices.ContainsFunc([]string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
+		return redis.HasErrorPrefix(err, prefix)
+	})
 }
 
 // Unrepeated returns a command that go-redis must not send again.

@@ -28,15 +28,14 @@ if version == ARGV[5] then return finish("done") end
 if version and not seen(version, 1) then
 	return finish(redis.call("EXISTS", KEYS[1]) == 1 and "conflict" or "gone")
 end
-if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
-	if redis.call("EXISTS", KEYS[1]) == 0 then return "gone" end
-	return taken(KEYS[2], KEYS[4], ARGV[2], ARGV[3])
-end
 -- While lock and version are there, nobody else has written, and the value need not be read.
 if not version or holder ~= ARGV[1] then
 	local value = redis.call("GET", KEYS[1])
 	if not value then return finish("gone") end
 	if not seen(redis.sha1hex(value), 2) then return finish("conflict") end
+end
+if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
+	return taken(KEYS[2], KEYS[4], ARGV[2], ARGV[3])
 end
 if prelude then
 	if redis.call("EXISTS", KEYS[1]) == 0 then return finish("gone") end

@@ -1,0 +1,244 @@
+package redistore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/gorilla/sessions"
+)
+
+// Update locks the session, loads it, calls fn to change it, saves it and unlocks it: the
+// shortest time that a session can be held. An error from fn saves nothing and is returned
+// as it is.
+//
+// fn works on a session of its own. When that is saved, the request's session, if it has
+// one, becomes the same; changes to it that were not saved are lost. If the request's
+// session has ended meanwhile, Update is [ErrGone] and does not call fn. Where there is no
+// session, fn gets a new one: IsNew tells.
+//
+// Goroutines of one request that call Update follow one another. Within fn, Update of the
+// same session calls its fn on the same session and leaves saving to the outer one. Only
+// fn's own goroutine may do that: another one waits for the outer Update to end.
+//
+// When a handler has returned, net/http cancels its request's context, and Update is
+// [ErrLocked]. A handler that hijacks the connection and returns calls Update with
+// r.WithContext(context.WithoutCancel(r.Context())).
+func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name string, fn func(*sessions.Session) error) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	u, err := l.updates.enter(r, name, l.Wait)
+	if err != nil {
+		return err
+	}
+	if u.nested {
+		return fn(u.turn.session)
+	}
+	defer u.leave() // fn may panic, and so may a Serializer
+	if err := u.load(l); err != nil {
+		return err
+	}
+	if err := fn(u.session); err != nil {
+		return err
+	}
+	if err := l.Save(u.r, w, u.session); err != nil {
+		return err
+	}
+	u.adopt()
+	return nil
+}
+
+// An update is one call of Update.
+type update struct {
+	call                         // on a session of its own
+	registered *sessions.Session // the request's; nil: it has none
+	turn       *turn
+	nested     bool // it is called by another one's fn
+}
+
+// load locks and loads the session: the one that the request has loaded or saved before, if
+// there is one.
+func (u *update) load(l *LockingStore) error {
+	name := u.turn.key.name
+	var err error
+	if u.registered, err = registered(l, u.r, name); u.registered == nil && err != nil {
+		return err // not a cookie name
+	}
+	u.session = sessions.NewSession(l, name)
+	u.by, u.alone = l, true
+	before := state{}
+	if u.registered != nil {
+		before = stateOf(u.registered)
+	}
+	switch {
+	case before.may(ending, l) != nil:
+		_, err := apart(l, u.r, u.registered)
+		return err
+	case before.status == ended:
+		return ErrGone
+	case before.status == stored:
+		u.session.IsNew, u.session.Options = true, l.options()
+		var found bool
+		if found, err = u.find([]string{u.registered.ID}); err == nil && !found {
+			return ErrGone
+		}
+	default:
+		err = u.open()
+	}
+	u.turn.session = u.session
+	switch {
+	case errors.Is(err, ErrNotLoaded):
+		return err
+	case u.state.status == ended:
+		return ErrGone
+	}
+	return nil // a cookie that proves nothing is replaced
+}
+
+// leave unlocks what was not saved, and lets the next Update of the request in.
+func (u *update) leave() {
+	if u.session != nil {
+		if stateOf(u.session).status == ended { // fn has logged out by itself, which stands
+			u.session.Options = u.store().options()
+			u.adopt()
+		}
+		u.state.held.Release()
+	}
+	u.turn.pass()
+}
+
+// adopt makes the request's session what Update has saved.
+func (u *update) adopt() {
+	if u.registered == nil {
+		u.registered, _ = sessions.GetRegistry(u.r).Get(preloaded{u.by.(*LockingStore), u.session}, u.session.Name())
+	}
+	if u.registered != u.session {
+		adopt(u.registered, u.session)
+	}
+}
+
+// preloaded hands a session that is already loaded to gorilla's registry.
+type preloaded struct {
+	*LockingStore
+	session *sessions.Session
+}
+
+func (p preloaded) New(*http.Request, string) (*sessions.Session, error) { return p.session, nil }
+
+// registered returns the request's session of that name, or nil. gorilla's registry can
+// only be asked to load what it lacks.
+func registered(l *LockingStore, r *http.Request, name string) (session *sessions.Session, err error) {
+	defer func() {
+		if p := recover(); p != nil && p != any(absent) {
+			panic(p)
+		}
+	}()
+	return sessions.GetRegistry(r).Get(peeking{l}, name)
+}
+
+type peeking struct{ *LockingStore }
+
+func (peeking) New(*http.Request, string) (*sessions.Session, error) { panic(absent) }
+
+var absent = errors.New("redistore: the request has no such session")
+
+// updates are those that run now. Those of one request's session have turns.
+type updates struct {
+	mu    sync.Mutex
+	turns map[turnKey]*turn
+}
+
+type turnKey struct {
+	registry *sessions.Registry // the request's
+	name     string
+}
+
+// A turn is held by one Update at a time.
+type turn struct {
+	of        *updates
+	key       turnKey
+	users     int           // who hold it or wait for it
+	free      chan struct{} // has one element while nobody holds it
+	goroutine string        // who holds it
+	session   *sessions.Session
+}
+
+// enter waits until no other goroutine's Update works on the request's session. Its update
+// has a copy of the request, as another goroutine may put gorilla's registry into r.
+func (all *updates) enter(r *http.Request, name string, patience time.Duration) (*update, error) {
+	all.mu.Lock()
+	key := turnKey{sessions.GetRegistry(r), name}
+	u := &update{call: call{r: r.WithContext(r.Context())}}
+	t := all.turns[key]
+	if t == nil {
+		t = &turn{of: all, key: key, free: make(chan struct{}, 1)}
+		t.free <- struct{}{}
+		if all.turns == nil {
+			all.turns = map[turnKey]*turn{}
+		}
+		all.turns[key] = t
+	}
+	u.turn = t
+	me := goroutine()
+	if u.nested = t.goroutine == me; u.nested {
+		all.mu.Unlock()
+		return u, nil
+	}
+	t.users++
+	all.mu.Unlock()
+	err := t.wait(u.context(), patience)
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if err != nil {
+		t.quit()
+		return nil, err
+	}
+	t.goroutine = me
+	return u, nil
+}
+
+func (t *turn) wait(ctx context.Context, patience time.Duration) error {
+	select {
+	case <-t.free:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-t.free:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("%w: another Update of this request holds it", ErrLocked)
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrLocked, ctx.Err())
+	}
+}
+
+// pass lets the next one in.
+func (t *turn) pass() {
+	t.of.mu.Lock()
+	defer t.of.mu.Unlock()
+	t.goroutine, t.session = "", nil
+	t.free <- struct{}{}
+	t.quit()
+}
+
+func (t *turn) quit() {
+	if t.users--; t.users == 0 {
+		delete(t.of.turns, t.key)
+	}
+}
+
+// goroutine names the one that calls it, as a stack trace does.
+func goroutine() string {
+	var trace [64]byte
+	name, _, _ := bytes.Cut(trace[:runtime.Stack(trace[:], false)], []byte(" ["))
+	return string(name)
+}
