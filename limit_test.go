@@ -178,7 +178,9 @@ func TestSessionsAreLoadedAsTheLoopGoesOn(t *testing.T) {
 		ended, err := x.over.(limiter).Limit(t.Context(), "ann", 2)
 		must(t, err)
 		equal(t, "ended", ended, n-2)
-		for _, pipeline := range strings.Split(x.rec.take(), "]") {
+		commands := x.rec.take()
+		equal(t, "batches that were ended", strings.Count(commands, "[del"), 3)
+		for _, pipeline := range strings.Split(commands, "]") {
 			if n := len(strings.Fields(pipeline)); n > batch+3 {
 				t.Errorf("a batch of %d commands", n)
 			}
