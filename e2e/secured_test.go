@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,8 +70,8 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 	}
 
 	for i, word := range rule {
-		if !strings.HasPrefix(word, "+") || word == "+getex" {
-			continue
+		if !strings.HasPrefix(word, "+") || slices.Contains([]string{"+publish", "+subscribe", "+lrem"}, word) {
+			continue // without these, servers that wait for one another poll
 		}
 		client := as(append(append([]string{}, rule[:i]...), rule[i+1:]...))
 		if err := everyCommand(t, client); err == nil {
@@ -123,7 +124,7 @@ func everyCommand(t *testing.T, client *redis.Client) error {
 	}
 	lockedTwice := func(*sessions.Session, *http.Request, http.ResponseWriter) error {
 		other := redistore.NewLockingStore(plain) // of another process, as it were
-		other.Wait = 0
+		other.Wait = 20 * time.Millisecond
 		err := visit(other, save)
 		if errors.Is(err, redistore.ErrLocked) {
 			return nil

@@ -172,10 +172,14 @@ func (w *worker) open() error {
 	return nil
 }
 
-// uncompared takes the compare out of the save script on its way to Redis.
+// uncompared takes the compare out of the write script on its way to Redis: that of the
+// version, and that of the digest.
 type uncompared struct{ redis.Hook }
 
-const compare = "redis.sha1hex(value) ~= ARGV[2]"
+var withoutCompare = strings.NewReplacer(
+	"if version and not seen(version, 1) then", "if false then",
+	"if not version or holder ~= ARGV[1] then", "if false then",
+)
 
 func (uncompared) DialHook(next redis.DialHook) redis.DialHook { return next }
 
@@ -189,8 +193,8 @@ func (uncompared) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			cmd.SetErr(noScript{})
 			return cmd.Err()
 		}
-		if text, ok := cmd.Args()[1].(string); ok && cmd.Name() == "eval" && strings.Contains(text, compare) {
-			cmd.Args()[1] = strings.Replace(text, compare, "false", 1)
+		if text, ok := cmd.Args()[1].(string); ok && cmd.Name() == "eval" {
+			cmd.Args()[1] = withoutCompare.Replace(text)
 		}
 		return next(ctx, cmd)
 	}
