@@ -1090,7 +1090,7 @@ func TestARedisThatIsBusyIsWaitedFor(t *testing.T) {
 		store, rec := startMini(t).locking(t)
 		b := login(t, store)
 		fail := func() {
-			left := 20
+			left := 10
 			rec.failing(func(string) error {
 				if left--; left >= 0 {
 					return redisError(busy + " for a while")
