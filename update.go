@@ -135,7 +135,7 @@ func (p preloaded) New(*http.Request, string) (*sessions.Session, error) { retur
 // only be asked to load what it lacks.
 func registered(l *LockingStore, r *http.Request, name string) (session *sessions.Session, err error) {
 	defer func() {
-		if p := recover(); p != nil && p != any(absent) {
+		if p := recover(); p != nil && p != any(absent{}) {
 			panic(p)
 		}
 	}()
@@ -144,9 +144,10 @@ func registered(l *LockingStore, r *http.Request, name string) (session *session
 
 type peeking struct{ *LockingStore }
 
-func (peeking) New(*http.Request, string) (*sessions.Session, error) { panic(absent) }
+func (peeking) New(*http.Request, string) (*sessions.Session, error) { panic(absent{}) }
 
-var absent = errors.New("redistore: the request has no such session")
+// absent says that the request has no such session.
+type absent struct{}
 
 // updates are those that run now. Those of one request's session have turns.
 type updates struct {
