@@ -22,7 +22,7 @@ type backend interface {
 	// bound is how long one call may take, however many commands it sends.
 	bound() time.Duration
 	// read returns redis.Nil if there is no such record.
-	read(ctx context.Context, c *call, id string, life time.Duration) ([]byte, error)
+	read(c *call, id string, life time.Duration, until time.Time) ([]byte, error)
 	create(ctx context.Context, c *call, rec record) error    // a writer
 	overwrite(ctx context.Context, c *call, rec record) error // a writer
 	replace(ctx context.Context, c *call, rec record, old []string) error
@@ -99,8 +99,7 @@ func (c *call) open() error {
 
 // find loads the session of the first of these IDs that has a record.
 func (c *call) find(ids []string) (found bool, err error) {
-	ctx, cancel := context.WithTimeout(c.context(), c.by.bound())
-	defer cancel()
+	until := time.Now().Add(c.by.bound())
 	var unknown []string
 	for _, id := range ids {
 		life := c.store().lifetime(id, maxLifetime)
@@ -108,7 +107,7 @@ func (c *call) find(ids []string) (found bool, err error) {
 			continue
 		}
 		c.session.ID = id
-		found, err := c.load(ctx, id, life)
+		found, err := c.load(id, life, until)
 		switch {
 		case err != nil:
 			c.become(unread, id)
@@ -124,6 +123,8 @@ func (c *call) find(ids []string) (found bool, err error) {
 		c.become(fresh, "")
 		return false, nil
 	}
+	ctx, cancel := context.WithDeadline(c.context(), until)
+	defer cancel()
 	replaced, err := c.store().records().replaced(ctx, unknown)
 	if err != nil {
 		c.become(unread, c.session.ID)
@@ -139,9 +140,9 @@ func (c *call) find(ids []string) (found bool, err error) {
 }
 
 // load reads the session of that ID. An error leaves it no values.
-func (c *call) load(ctx context.Context, id string, life time.Duration) (found bool, err error) {
+func (c *call) load(id string, life time.Duration, until time.Time) (found bool, err error) {
 	s := c.store()
-	data, err := c.by.read(ctx, c, id, life)
+	data, err := c.by.read(c, id, life, until)
 	if errors.Is(err, redis.Nil) {
 		return false, nil
 	}
@@ -153,8 +154,7 @@ func (c *call) load(ctx context.Context, id string, life time.Duration) (found b
 		return err == nil, err
 	}
 	// Reading it has made it live longer, even if the client has gone.
-	deadline, _ := ctx.Deadline()
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(c.context()), until)
 	defer cancel()
 	err = s.records().remember(ctx, record{id: id, owner: owner, ttl: life}, 0)
 	if err != nil {
@@ -392,7 +392,9 @@ func (s *Store) records() records {
 
 func (s *Store) key(id string) string { return s.records().key(id) }
 
-func (s *Store) read(ctx context.Context, _ *call, id string, life time.Duration) ([]byte, error) {
+func (s *Store) read(c *call, id string, life time.Duration, until time.Time) ([]byte, error) {
+	ctx, cancel := context.WithDeadline(c.context(), until)
+	defer cancel()
 	return s.records().read(ctx, id, life)
 }
 

@@ -201,15 +201,18 @@ func (l *LockingStore) records() records {
 }
 
 func (l *LockingStore) want(c *call, id string) lock.Want {
-	return lock.Want{
-		Key: l.key(id), TTL: l.TTL, Wait: l.Wait, MaxWaiters: l.MaxWaiters,
-		Owner: newRequester(c), Same: sameRequester,
+	want := lock.Want{Key: l.key(id), TTL: l.TTL, Wait: l.Wait, MaxWaiters: l.MaxWaiters, Same: sameRequester}
+	if c.state.held == nil { // a lease knows its owner
+		want.Owner = newRequester(c)
 	}
+	return want
 }
 
-// read locks and loads a session. The lock ends with the request, not with all reads of it.
-func (l *LockingStore) read(_ context.Context, c *call, id string, life time.Duration) ([]byte, error) {
+// read locks and loads a session. The lock lasts as long as the request, unless the session
+// is saved before.
+func (l *LockingStore) read(c *call, id string, life time.Duration, until time.Time) ([]byte, error) {
 	want := l.want(c, id)
+	want.Wait = min(l.Wait, time.Until(until))
 	if l.IdleTimeout > 0 {
 		want.Expire = life
 	}
@@ -235,7 +238,7 @@ func (l *LockingStore) overwrite(ctx context.Context, c *call, rec record) error
 	switch {
 	case rec.owner == "":
 	case db.single():
-		w.Prelude, w.Keys, w.Args = listPrelude, []string{db.index(rec.owner)}, []any{rec.id, db.listed(rec.ttl)}
+		w.Prelude, w.Keys, w.Args = listPrelude, []any{db.index(rec.owner)}, []any{rec.id, db.listed(rec.ttl)}
 	default:
 		if err := db.remember(ctx, rec, db.wait); err != nil {
 			return failed("save", err)

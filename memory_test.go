@@ -234,6 +234,7 @@ func TestARequestAllocatesLittle(t *testing.T) {
 		t.Skip("the race detector allocates too")
 	}
 	store := New(startRedis(t).client(t), hashKey)
+	locking := NewLockingStore(store)
 	blank := httptest.NewRequest("GET", "/", nil)
 	cookie := ""
 	serve := func(over sessions.Store, handle func(*http.Request, http.ResponseWriter, *sessions.Session)) {
@@ -263,7 +264,8 @@ func TestARequestAllocatesLittle(t *testing.T) {
 		"a read": {75, func() {
 			serve(store, func(_ *http.Request, _ http.ResponseWriter, s *sessions.Session) { equal(t, "IsNew", s.IsNew, false) })
 		}},
-		"a read and a Save": {120, func() { serve(store, save) }},
+		"a read and a Save":                {120, func() { serve(store, save) }},
+		"a read and a Save, with the lock": {180, func() { serve(locking, save) }},
 	} {
 		allocs := math.Inf(1)
 		for range 3 { // the runtime's own goroutines allocate now and then

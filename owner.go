@@ -307,14 +307,14 @@ func (db records) listed(ttl time.Duration) int64 {
 
 // remember notes a session in its owner's index, ahead of a write that may take for wait.
 func (db records) remember(ctx context.Context, rec record, wait time.Duration) error {
-	return db.scripts.Run(ctx, rememberScript, []string{db.index(rec.owner)}, rec.id, db.listed(rec.ttl), seconds(wait)).Err()
+	return db.scripts.Run(ctx, rememberScript, []any{db.index(rec.owner)}, rec.id, db.listed(rec.ttl), seconds(wait)).Err()
 }
 
 // confine lets a session live no longer than its owner's index lists it. Otherwise reads of
 // which the index cannot be told would carry it out of there, one by one.
 func (db records) confine(ctx context.Context, id, owner string) {
 	if db.single() { // elsewhere the index could not be told of it in the same step
-		_ = db.scripts.Run(ctx, confineScript, []string{db.key(id), db.index(owner)}, id).Err()
+		_ = db.scripts.Run(ctx, confineScript, []any{db.key(id), db.index(owner)}, id).Err()
 	}
 }
 

@@ -195,7 +195,7 @@ func (db records) change(ctx context.Context, rec record, what string, cmd redis
 }
 
 func (db records) runSave(ctx context.Context, s *script.Script, rec record, what string) error {
-	keys := []string{db.key(rec.id), db.index(rec.owner)}
+	keys := []any{db.key(rec.id), db.index(rec.owner)}
 	found, err := db.scripts.Run(ctx, s, keys, rec.id, db.listed(rec.ttl), what, seconds(rec.ttl), rec.data).Bool()
 	if err == nil && !found {
 		return ErrGone
@@ -236,12 +236,12 @@ func (db records) runRenew(ctx context.Context, rec record, old []string, token 
 }
 
 // move returns what lua/move.lua takes.
-func (db records) move(rec record, old []string, token string) (keys []string, args []any) {
+func (db records) move(rec record, old []string, token string) (keys, args []any) {
 	id, index := rec.id, db.index(rec.owner)
 	if rec.owner == "" {
 		id, index = "", db.key(rec.id)
 	}
-	keys = []string{db.key(rec.id), index}
+	keys = []any{db.key(rec.id), index}
 	args = []any{id, db.listed(rec.ttl), seconds(rec.ttl), rec.data, token, seconds(renewed)}
 	for _, id := range old {
 		keys = append(keys, db.key(id), db.mark(id))
@@ -260,7 +260,7 @@ func (db records) endPlanted(ctx context.Context, ids []string, token string) {
 
 // end deletes a record that another has replaced, and says so in its marker.
 func (db records) end(ctx context.Context, id, token string) (bool, error) {
-	keys := []string{db.key(id), db.mark(id)}
+	keys := []any{db.key(id), db.mark(id)}
 	if lock.Beside(db.key(id), "") == "" {
 		keys = keys[:1] // a Cluster could not run it; who uses braces like this does without
 	}
@@ -269,7 +269,7 @@ func (db records) end(ctx context.Context, id, token string) (bool, error) {
 
 // supersede leaves a marker for an ID that has no record, or returns ErrGone if there is one.
 func (db records) supersede(ctx context.Context, id string) error {
-	first, err := db.scripts.Run(ctx, supersedeScript, []string{db.mark(id)}, rand.Text(), seconds(renewed)).Bool()
+	first, err := db.scripts.Run(ctx, supersedeScript, []any{db.mark(id)}, rand.Text(), seconds(renewed)).Bool()
 	if err == nil && !first {
 		return ErrGone
 	}

@@ -1250,8 +1250,7 @@ type slowBackend struct {
 	until []time.Time
 }
 
-func (s *slowBackend) read(ctx context.Context, _ *call, _ string, _ time.Duration) ([]byte, error) {
-	until, _ := ctx.Deadline()
+func (s *slowBackend) read(_ *call, _ string, _ time.Duration, until time.Time) ([]byte, error) {
 	s.until = append(s.until, until)
 	return nil, redis.Nil
 }

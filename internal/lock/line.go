@@ -23,7 +23,7 @@ type turn struct {
 // enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
 func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	l := a.locker
-	lease := &Lease{locker: l, key: a.Key, token: l.newToken(), owner: a.Owner}
+	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: l.newToken(), owner: a.Owner}
 	l.mu.Lock()
 	q := l.lines[a.Key]
 	if q == nil {
@@ -115,6 +115,7 @@ func (l *Locker) Forget(keys ...string) {
 type Lease struct {
 	locker *Locker
 	key    string
+	keys   []any // of the scripts
 	token  string
 	owner  any
 
@@ -178,6 +179,6 @@ func (l *Lease) Release() {
 
 // release gives up what may be locked, and then lets the next of this process ask.
 func (l *Lease) release() {
-	l.locker.unlock(context.Background(), l.key, l.token, false)
+	l.locker.unlock(context.Background(), l.keys, l.token, false)
 	l.end()
 }

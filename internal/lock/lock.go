@@ -126,7 +126,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		asked = time.Now()
-		return l.run(ctx, acquireScript, a.Key, lease.token, l.process, queue, millis(reserve),
+		return l.run(ctx, acquireScript, lease.keys, lease.token, l.process, queue, millis(reserve),
 			max(1, millis(a.TTL)), seconds(a.life()), seconds(a.Expire))
 	})
 	switch {
@@ -138,13 +138,14 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 		return v, false, err
 	}
 	if !lease.arm(ctx, a.TTL-time.Since(asked)) {
-		l.unlock(ctx, a.Key, lease.token, false)
+		l.unlock(ctx, lease.keys, lease.token, false)
 		return v, false, nil
 	}
 	parts, _ := reply.([]any)
-	data, _ := parts[0].(string)
+	text, _ := parts[0].(string)
 	version, _ := parts[1].(string)
-	return Value{[]byte(data), saw(version, []byte(data))}, true, nil
+	data := []byte(text)
+	return Value{data, saw(version, data)}, true, nil
 }
 
 // ask repeats a question for as long as the answer is that somebody else has the lock, or
@@ -175,7 +176,7 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		if rest <= 0 || !n.wait(ctx, rest, time.Duration(left)*time.Millisecond) {
 			a.locker.stats.refused.Add(1)
 			if locked && a.locker.last(a.Key) {
-				go a.locker.unlock(ctx, a.Key, "", true)
+				go a.locker.unlock(ctx, keysOf(a.Key), "", true)
 			}
 			return nil, ended(ctx, err)
 		}
@@ -211,23 +212,25 @@ func ended(ctx context.Context, err error) error {
 
 // unlock gives the lock up, and the process' place in the queue too if nobody of it waits.
 // If that fails, both expire.
-func (l *Locker) unlock(ctx context.Context, key, token string, leave bool) {
+func (l *Locker) unlock(ctx context.Context, keys []any, token string, leave bool) {
 	process := ""
 	if leave {
 		process = l.process
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	_, _ = l.run(ctx, releaseScript, key, token, process, millis(reserve))
+	_, _ = l.run(ctx, releaseScript, keys, token, process, millis(reserve))
 }
 
-func (l *Locker) run(ctx context.Context, s *script.Script, key string, args ...any) (any, error) {
-	return l.Scripts.Run(ctx, s, []string{key, Key(key), Beside(key, ":version"), Beside(key, ":queue")}, args...).Result()
+func (l *Locker) run(ctx context.Context, s *script.Script, keys []any, args ...any) (any, error) {
+	return l.Scripts.Run(ctx, s, keys, args...).Result()
 }
 
 // newToken names a lease or a write: nobody else's is the same.
 func (l *Locker) newToken() string {
-	return l.process + ":" + strconv.FormatUint(l.tokens.Add(1), 36)
+	var b [64]byte
+	token := append(append(b[:0], l.process...), ':')
+	return string(strconv.AppendUint(token, l.tokens.Add(1), 36))
 }
 
 // Key is the lock's key; "" if it cannot be in the same Cluster slot.
@@ -248,6 +251,11 @@ func Beside(key, suffix string) string {
 // Keys are all that is kept beside a key.
 func Keys(key string) []string {
 	return []string{Key(key), Beside(key, ":version"), Beside(key, ":queue")}
+}
+
+// keysOf are the key and those, as scripts take them.
+func keysOf(key string) []any {
+	return []any{key, Key(key), Beside(key, ":version"), Beside(key, ":queue")}
 }
 
 func millis(d time.Duration) int64  { return d.Milliseconds() }

@@ -29,12 +29,15 @@ var (
 // A Version is what a writer has seen: the token of the last write, and the digest of what
 // it wrote, for where Redis has lost the token. A write of its own whose outcome is unknown
 // may be the last one too. Versions do not change.
-type Version struct{ seen []sight }
+type Version struct {
+	last  sight
+	maybe []sight
+}
 
 type sight struct{ token, digest string }
 
 func saw(token string, data []byte) *Version {
-	return &Version{[]sight{{token, script.Digest(data)}}}
+	return &Version{last: sight{token, script.Digest(data)}}
 }
 
 // Created is the version of a key that was written without a lock: nobody knew it yet.
@@ -42,7 +45,7 @@ func Created(data []byte) *Version { return saw("", data) }
 
 // Same tells whether nobody has written between the two.
 func (v *Version) Same(other *Version) bool {
-	return v != nil && other != nil && len(v.seen) == 1 && len(other.seen) == 1 && v.seen[0] == other.seen[0]
+	return v != nil && other != nil && len(v.maybe) == 0 && len(other.maybe) == 0 && v.last == other.last
 }
 
 // A Prelude is Lua that a Write runs in its script, once it is certain that it may write
@@ -69,7 +72,7 @@ type Write struct {
 	Marked time.Duration // its expiry
 
 	Prelude *Prelude // nil: none
-	Keys    []string // the prelude's
+	Keys    []any    // the prelude's
 	Args    []any
 }
 
@@ -86,14 +89,17 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	lease := w.Lease
 	if lease == nil || lease.ended() { // it waits like anybody else
 		var err error
+		if lease != nil {
+			a.Owner = lease.owner
+		}
 		if lease, err = a.enter(ctx); err != nil {
 			return w.Seen, err
 		}
 	}
 	token := l.newToken()
-	reply, lost, err := a.send(ctx, w, lease.token, token)
+	reply, lost, err := a.send(ctx, w, lease, token)
 	if lost != nil || err != nil && !script.IsReply(err) && !errors.Is(err, ErrLocked) {
-		w.Seen = &Version{append(slices.Clone(w.Seen.seen), sight{token, script.Digest(w.Data)})}
+		w.Seen = &Version{w.Seen.last, append(slices.Clone(w.Seen.maybe), sight{token, script.Digest(w.Data)})}
 	}
 	if err != nil && !errors.Is(err, ErrLocked) {
 		go lease.release() // what became of the lock is not known
@@ -116,15 +122,17 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 
 // send runs the script until its outcome is known. It is not left to go-redis to repeat it:
 // lost, the error of an attempt that may have been done, is known only here.
-func (a *attempt) send(ctx context.Context, w Write, holder, token string) (reply any, lost, err error) {
+func (a *attempt) send(ctx context.Context, w Write, holder *Lease, token string) (reply any, lost, err error) {
 	s := writeScript
 	if w.Prelude != nil {
 		s = w.Prelude.script
 	}
-	keys := append([]string{w.Key, Key(w.Key), Beside(w.Key, ":version"), Beside(w.Key, ":queue"), cmp.Or(w.Mark, w.Key)}, w.Keys...)
-	args := append([]any{holder, a.locker.process, int64(0), millis(reserve), token, seconds(a.life()),
-		w.Data, seconds(w.Expiry), seconds(w.Marked), len(w.Seen.seen)}, w.Args...)
-	for _, s := range w.Seen.seen {
+	keys := append(append(make([]any, 0, 5+len(w.Keys)), holder.keys...), cmp.Or(w.Mark, w.Key))
+	keys = append(keys, w.Keys...)
+	args := append(make([]any, 0, 10+len(w.Args)+2+2*len(w.Seen.maybe)), holder.token, a.locker.process, int64(0),
+		millis(reserve), token, seconds(a.life()), w.Data, seconds(w.Expiry), seconds(w.Marked), 1+len(w.Seen.maybe))
+	args = append(append(args, w.Args...), w.Seen.last.token, w.Seen.last.digest)
+	for _, s := range w.Seen.maybe {
 		args = append(args, s.token, s.digest)
 	}
 	reply, err = a.ask(ctx, func(queue int64) (any, error) {

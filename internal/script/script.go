@@ -17,8 +17,9 @@ import (
 
 // A Script is the text of one, and how Redis names it.
 type Script struct {
-	text, digest string
-	once         bool
+	text   string
+	digest any // a string
+	once   bool
 }
 
 // New returns the script that is these pieces of Lua, one after the other. It is one
@@ -40,7 +41,9 @@ func Once(pieces ...string) *Script {
 func Digest[T string | []byte](text T) (name string) {
 	fips140.WithoutEnforcement(func() {
 		sum := sha1.Sum([]byte(text))
-		name = hex.EncodeToString(sum[:])
+		var hexed [2 * sha1.Size]byte
+		hex.Encode(hexed[:], sum[:])
+		name = string(hexed[:])
 	})
 	return name
 }
@@ -53,14 +56,14 @@ type Runner struct {
 }
 
 // Run runs a script on these keys, the first of which tells a Cluster or a Ring where.
-func (r *Runner) Run(ctx context.Context, s *Script, keys []string, args ...any) *redis.Cmd {
+func (r *Runner) Run(ctx context.Context, s *Script, keys []any, args ...any) *redis.Cmd {
 	if _, known := r.known.Load(s.digest); known {
-		cmd := r.send(ctx, s, append(head("evalsha", s.digest, keys), args...))
+		cmd := r.send(ctx, s, command("evalsha", s.digest, keys, args))
 		if !redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
 			return cmd
 		}
 	}
-	cmd := r.send(ctx, s, append(head("eval", s.text, keys), args...))
+	cmd := r.send(ctx, s, command("eval", s.text, keys, args))
 	if cmd.Err() == nil || cmd.Err() == redis.Nil {
 		r.known.Store(s.digest, true)
 	}
@@ -78,12 +81,9 @@ func (r *Runner) send(ctx context.Context, s *Script, args []any) *redis.Cmd {
 	return cmd
 }
 
-func head(name, text string, keys []string) []any {
-	args := append(make([]any, 0, 16), name, text, len(keys))
-	for _, key := range keys {
-		args = append(args, key)
-	}
-	return args
+func command(name string, text any, keys, args []any) []any {
+	all := append(make([]any, 0, 3+len(keys)+len(args)), name, text, len(keys))
+	return append(append(all, keys...), args...)
 }
 
 // IsReply tells an error that Redis answered, having done nothing, from one of the

@@ -38,7 +38,7 @@ func TestAScriptIsSentInFullOnce(t *testing.T) {
 	run := func(key, want string, commands ...string) {
 		t.Helper()
 		seen = nil
-		got, err := r.Run(t.Context(), s, []string{key}, "arg").StringSlice()
+		got, err := r.Run(t.Context(), s, []any{key}, "arg").StringSlice()
 		if want == "" && err != redis.Nil || want != "" && !slices.Equal(got, []string{want, "arg"}) {
 			t.Errorf("Run returned %q, %v", got, err)
 		}
@@ -61,7 +61,7 @@ func TestWhatMustNotBeRepeatedIsNot(t *testing.T) {
 	for want, s := range map[int]*Script{1: Once(text), 4: New(text)} {
 		must(t, c.Del(t.Context(), "n").Err())
 		r := &Runner{Client: c}
-		if err := r.Run(t.Context(), s, []string{"n"}).Err(); !redis.HasErrorPrefix(err, "LOADING") {
+		if err := r.Run(t.Context(), s, []any{"n"}).Err(); !redis.HasErrorPrefix(err, "LOADING") {
 			t.Errorf("Run returned %v", err)
 		}
 		if n, _ := c.Get(t.Context(), "n").Int(); n != want {
