@@ -31,7 +31,7 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 		l.mu.Unlock()
 		return lease, nil
 	}
-	if a.Same != nil && a.Same(q.holder.owner, a.Owner) { // nobody waits for himself
+	if a.Same != nil && a.Same(q.holder.owner, a.Owner) && q.holder.open() { // nobody waits for himself
 		defer l.mu.Unlock()
 		return q.holder, nil
 	}
@@ -119,10 +119,11 @@ type Lease struct {
 	token  string
 	owner  any
 
-	mu    sync.Mutex
-	over  bool
-	stop  func() bool // stops the release at the end of the context
-	timer *time.Timer // when Redis takes it back
+	mu     sync.Mutex
+	over   bool        // nobody may share it any more
+	passed bool        // the next has the turn
+	stop   func() bool // stops the release at the end of the context
+	timer  *time.Timer // when Redis takes it back
 }
 
 // arm has the lease end with ctx or after ttl. It returns false if it has ended already.
@@ -151,28 +152,39 @@ func (l *Lease) disarm() {
 	l.timer, l.stop = nil, nil
 }
 
-// end forgets the lease and gives the turn to the next, once.
-func (l *Lease) end() {
+// close says that the lease is about to end, which is the caller's to see to. It returns
+// false if it has ended, or somebody else sees to it.
+func (l *Lease) close() bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	over := l.over
 	l.over = true
 	l.disarm()
+	return !over
+}
+
+// end forgets the lease and gives the turn to the next, once.
+func (l *Lease) end() {
+	l.close()
+	l.mu.Lock()
+	passed := l.passed
+	l.passed = true
 	l.mu.Unlock()
-	if !over {
+	if !passed {
 		l.locker.pass(l.key)
 	}
 }
 
-// ended tells whether the lease has ended.
-func (l *Lease) ended() bool {
+// open tells whether the lease can be shared.
+func (l *Lease) open() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.over
+	return !l.over
 }
 
 // Release gives the lock up. It may be called again, and on nil.
 func (l *Lease) Release() {
-	if l != nil && !l.ended() {
+	if l != nil && l.close() {
 		l.release()
 	}
 }

@@ -114,6 +114,8 @@ type attempt struct {
 }
 
 func (l *Locker) attempt(w Want) *attempt {
+	const most = 365 * 24 * time.Hour // beyond 292 years a time.Duration overflows
+	w.Wait, w.TTL = min(w.Wait, most), min(w.TTL, most)
 	return &attempt{Want: w, locker: l, deadline: time.Now().Add(w.Wait)}
 }
 

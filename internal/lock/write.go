@@ -87,7 +87,7 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	a := l.attempt(w.Want)
 	defer a.end()
 	lease := w.Lease
-	if lease == nil || lease.ended() { // it waits like anybody else
+	if lease == nil || !lease.close() { // it waits like anybody else
 		var err error
 		if lease != nil {
 			a.Owner = lease.owner
@@ -95,6 +95,7 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 		if lease, err = a.enter(ctx); err != nil {
 			return w.Seen, err
 		}
+		lease.close()
 	}
 	token := l.newToken()
 	reply, lost, err := a.send(ctx, w, lease, token)
