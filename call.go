@@ -163,13 +163,14 @@ func (c *call) load(ctx context.Context, id string, life time.Duration) (found b
 
 // decode leaves Values empty rather than half full.
 func (s *Store) decode(data []byte, session *sessions.Session) error {
-	err := s.Serializer.Deserialize(data, session)
+	err := deserialize(s.Serializer, s.key(session.ID), data, session)
 	if err != nil || session.Values == nil {
 		session.Values = make(map[any]any)
 	}
 	if err != nil {
 		return &decodeError{err}
 	}
+	restoreMaxAge(session)
 	return nil
 }
 
@@ -261,7 +262,7 @@ func (c *call) write(ctx context.Context, id string, put writer) (err error) {
 		}
 	}()
 	c.session.ID = id // serializers may depend on it
-	data, err := s.Serializer.Serialize(c.session)
+	data, err := serialize(s.Serializer, s.key(id), c.session)
 	if err != nil {
 		return failed("save", err)
 	}

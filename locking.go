@@ -251,7 +251,7 @@ func (l *LockingStore) fresh(r *http.Request, name string) (session *sessions.Se
 		session.Values = make(map[any]any)
 		switch { // as it could be before
 		case kept.data != nil:
-			_ = l.Serializer.Deserialize(kept.data, session)
+			_ = l.decode(kept.data, session)
 		case !before.IsNew:
 			l.takeOver(r, session)
 		}

@@ -2,8 +2,6 @@ package redistore
 
 import (
 	"bytes"
-	"crypto/aes"
-	"crypto/cipher"
 	"encoding"
 	"encoding/gob"
 	"encoding/json"
@@ -212,79 +210,4 @@ func jsonLosesAny(elements func(func(k, v reflect.Value) bool)) string {
 		}
 	}
 	return ""
-}
-
-// Encrypt returns a Serializer that keeps what inner makes secret from whoever can
-// read Redis: AES-256-GCM, with the session ID as associated data, so that a value
-// copied under another session's key does not decrypt.
-//
-// Keys are 32 random bytes each. The first encrypts, all decrypt: to rotate them
-// without downtime, first add the new key as the last one everywhere, then move it
-// to the front, and drop the old one after MaxAge. Rotate before 2^32 Saves (NIST SP
-// 800-38D, section 8.3). Keys that cannot be used are reported by every Get, Save and
-// Ping.
-//
-// A value that does not decrypt is [ErrNotLoaded]: it was tampered with or copied, or
-// its key is gone, or it is plain, from before. To let plain values in, as long as
-// there are some, write a Serializer whose Deserialize falls back to inner; it gives
-// up the protection against values planted in Redis.
-func Encrypt(inner Serializer, keys ...[]byte) Serializer {
-	e := &encrypted{inner: inner}
-	switch {
-	case inner == nil:
-		e.err = errors.New("redistore: Encrypt: the inner Serializer is nil")
-	case len(keys) == 0:
-		e.err = errors.New("redistore: Encrypt: no keys: pass at least one of 32 bytes")
-	}
-	if inner, ok := inner.(*encrypted); ok && e.err == nil {
-		e.err = inner.err
-	}
-	for i, key := range keys {
-		if len(key) != 32 {
-			e.err = fmt.Errorf("redistore: Encrypt: key %d has %d bytes: use 32", i+1, len(key))
-			return e
-		}
-		block, _ := aes.NewCipher(key)                 // fails for other lengths only
-		aead, _ := cipher.NewGCMWithRandomNonce(block) // fails for other ciphers only
-		e.aeads = append(e.aeads, aead)
-	}
-	return e
-}
-
-// encrypted makes a version byte, and then what the AEAD makes: nonce, ciphertext
-// and tag.
-type encrypted struct {
-	inner Serializer
-	aeads []cipher.AEAD
-	err   error // what is wrong with the configuration
-}
-
-const encryptedVersion = 1
-
-func (e *encrypted) check() error { return e.err }
-
-func (e *encrypted) Serialize(session *sessions.Session) ([]byte, error) {
-	if e.err != nil {
-		return nil, e.err
-	}
-	plain, err := e.inner.Serialize(session)
-	if err != nil {
-		return nil, err
-	}
-	return e.aeads[0].Seal([]byte{encryptedVersion}, nil, plain, []byte(session.ID)), nil
-}
-
-func (e *encrypted) Deserialize(data []byte, session *sessions.Session) error {
-	if e.err != nil {
-		return e.err
-	}
-	if len(data) == 0 || data[0] != encryptedVersion {
-		return errors.New("Encrypt: the value was not encrypted by this version, or not at all")
-	}
-	for _, aead := range e.aeads {
-		if plain, err := aead.Open(nil, nil, data[1:], []byte(session.ID)); err == nil {
-			return e.inner.Deserialize(plain, session)
-		}
-	}
-	return fmt.Errorf("Encrypt: none of %d keys decrypts the value: it was changed, or copied from another session, or its key is missing", len(e.aeads))
 }

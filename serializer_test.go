@@ -357,7 +357,7 @@ func TestEncryptedValuesOfOthersAreRefused(t *testing.T) {
 		store.Serializer = Encrypt(GobSerializer{}, secret)
 		for name, spoil := range map[string]func(value string) string{
 			"tampered with":            func(v string) string { return v[:len(v)-1] + string(v[len(v)-1]^1) },
-			"another version":          func(v string) string { return "\x02" + v[1:] },
+			"another version":          func(v string) string { return "\x03" + v[1:] },
 			"truncated":                func(v string) string { return v[:20] },
 			"truncated to the version": func(v string) string { return v[:1] },
 			"empty":                    func(string) string { return "" },
@@ -416,7 +416,7 @@ func TestEncryptConfiguration(t *testing.T) {
 		if _, err := z.Serialize(sessions.NewSession(nil, "s")); err == nil {
 			t.Errorf("%s: Serialize returned no error", want)
 		}
-		if err := z.Deserialize([]byte{encryptedVersion}, sessions.NewSession(nil, "s")); err == nil {
+		if err := z.Deserialize([]byte{boundToID}, sessions.NewSession(nil, "s")); err == nil {
 			t.Errorf("%s: Deserialize returned no error", want)
 		}
 	}
