@@ -32,18 +32,57 @@ type Serializer interface {
 // program that reads the session, before the first request. To a server that has not
 // registered a type, sessions that hold it are [ErrNotLoaded]: deploy the registration
 // first, and what stores the type after it.
+//
+// Whatever stands in Redis gives Values or an error: values nest 1000 deep at most, and
+// take at most 4 MiB of memory and 64 bytes for each byte that is stored, beside what an
+// application's own GobDecode takes. Save refuses what Get would.
 type GobSerializer struct{}
 
-// Serialize encodes session.Values as one gob.
+// Serialize encodes session.Values as one gob. A value that cannot be encoded, holds itself
+// or nests more than 1000 deep is an error that names its key.
 func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	if data, ok := gobvalues.Encode(session.Values); ok {
 		return data, nil
 	}
-	var buf bytes.Buffer
-	if err := gob.NewEncoder(&buf).Encode(session.Values); err != nil {
-		return nil, fmt.Errorf("GobSerializer: %w", err)
+	for k, v := range session.Values { // encoding/gob would overflow the stack
+		if gobvalues.TooDeep(k) || gobvalues.TooDeep(v) {
+			return nil, fmt.Errorf("GobSerializer: Values[%.100q]: it holds itself, or nests more than %d deep", keyName(k), gobvalues.MaxDepth)
+		}
 	}
-	return buf.Bytes(), nil
+	data, err := encodeGob(session.Values)
+	if err == nil {
+		return data, nil
+	}
+	for k, v := range session.Values {
+		if _, err := encodeGob(map[any]any{k: v}); err != nil {
+			return nil, fmt.Errorf("GobSerializer: Values[%.100q]: %w", keyName(k), err)
+		}
+	}
+	return nil, fmt.Errorf("GobSerializer: %w", err)
+}
+
+// keyName is short, and ends even if the key holds itself.
+func keyName(key any) string {
+	switch v := reflect.ValueOf(key); v.Kind() {
+	case reflect.Pointer, reflect.Struct, reflect.Array:
+		return v.Type().String()
+	}
+	return fmt.Sprint(key)
+}
+
+// encodeGob encodes what decodeGob will read again, or says why it would not.
+func encodeGob(values map[any]any) (data []byte, err error) {
+	defer func() { // the application's GobEncode, say
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	var buf bytes.Buffer
+	if err := gob.NewEncoder(&buf).Encode(values); err != nil {
+		return nil, err
+	}
+	_, err = gobvalues.Scan(buf.Bytes())
+	return buf.Bytes(), err
 }
 
 // Deserialize decodes what Serialize made. On an error session.Values is as it was.
@@ -67,13 +106,12 @@ func decodeGob(data []byte) (values map[any]any, err error) {
 			err = fmt.Errorf("%v", p)
 		}
 	}()
-	values = make(map[any]any) // or encoding/gob makes one as large as the data claims that it is
-	r := bytes.NewReader(data)
-	if err := gob.NewDecoder(r).Decode(&values); err != nil {
+	if data, err = gobvalues.Scan(data); err != nil {
 		return nil, err
 	}
-	if r.Len() > 0 {
-		return nil, fmt.Errorf("%d bytes after the value", r.Len())
+	err = gob.NewDecoder(bytes.NewReader(data)).Decode(&values)
+	if err != nil {
+		return nil, err
 	}
 	return values, nil
 }
