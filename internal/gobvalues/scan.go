@@ -427,35 +427,37 @@ func encodes(t reflect.Type) bool {
 }
 
 // TooDeep tells a value that holds itself, or nests more than MaxDepth deep.
-func TooDeep(v any) bool { return tooDeep(reflect.ValueOf(v), MaxDepth) }
+func TooDeep(v any) bool { return Nests(reflect.ValueOf(v), MaxDepth, encodes) }
 
-func tooDeep(v reflect.Value, left int) bool {
+// Nests tells a value that nests deeper than so many levels. It does not look into types
+// that are a whole.
+func Nests(v reflect.Value, left int, whole func(reflect.Type) bool) bool {
 	if left < 0 {
 		return true
 	}
-	if !v.IsValid() || flat(v.Type()) || encodes(v.Type()) {
+	if !v.IsValid() || flat(v.Type()) || whole(v.Type()) {
 		return false
 	}
 	switch v.Kind() {
 	case reflect.Interface:
-		return tooDeep(v.Elem(), left)
+		return Nests(v.Elem(), left, whole)
 	case reflect.Pointer:
-		return tooDeep(v.Elem(), left-1)
+		return Nests(v.Elem(), left-1, whole)
 	case reflect.Slice, reflect.Array:
 		for i := range v.Len() {
-			if tooDeep(v.Index(i), left-1) {
+			if Nests(v.Index(i), left-1, whole) {
 				return true
 			}
 		}
 	case reflect.Map:
 		for entries := v.MapRange(); entries.Next(); {
-			if tooDeep(entries.Key(), left-1) || tooDeep(entries.Value(), left-1) {
+			if Nests(entries.Key(), left-1, whole) || Nests(entries.Value(), left-1, whole) {
 				return true
 			}
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if v.Type().Field(i).IsExported() && tooDeep(v.Field(i), left-1) {
+			if v.Type().Field(i).IsExported() && Nests(v.Field(i), left-1, whole) {
 				return true
 			}
 		}
