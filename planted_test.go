@@ -31,7 +31,7 @@ func init() {
 	gob.Register([][][]int{})
 }
 
-const plantedDepth = 400_000
+const plantedDepth = 700_000
 
 func gobUint(n uint64) []byte {
 	if n < 128 {
