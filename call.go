@@ -166,13 +166,14 @@ func (c *call) load(id string, life time.Duration, until time.Time) (found bool,
 
 // decode leaves Values empty rather than half full.
 func (s *Store) decode(data []byte, session *sessions.Session) error {
-	err := s.Serializer.Deserialize(data, session)
+	err := s.deserialize(data, session)
 	if err != nil || session.Values == nil {
 		session.Values = make(map[any]any)
 	}
 	if err != nil {
 		return &decodeError{err}
 	}
+	restoreMaxAge(session)
 	return nil
 }
 
@@ -288,7 +289,7 @@ func (c *call) write(ctx context.Context, id string, put writer) (err error) {
 		}
 	}()
 	c.session.ID = id // serializers may depend on it
-	data, err := s.Serializer.Serialize(c.session)
+	data, err := s.serialize(c.session)
 	if err != nil {
 		return failed("save", err)
 	}

@@ -114,6 +114,7 @@ func (s *Store) takeOver(r *http.Request, session *sessions.Session) bool {
 			var values map[any]any
 			if codec.Decode(session.Name(), cookie, &values) == nil {
 				session.Values, session.IsNew = values, false
+				restoreMaxAge(session)
 				return true
 			}
 		}

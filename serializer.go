@@ -2,15 +2,9 @@ package redistore
 
 import (
 	"bytes"
-	"crypto/aes"
-	"crypto/cipher"
-	"encoding"
 	"encoding/gob"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"reflect"
-	"unicode/utf8"
 
 	"github.com/gorilla/sessions"
 
@@ -34,18 +28,59 @@ type Serializer interface {
 // program that reads the session, before the first request. To a server that has not
 // registered a type, sessions that hold it are [ErrNotLoaded]: deploy the registration
 // first, and what stores the type after it.
+//
+// Whatever stands in Redis gives Values or an error: values nest 1000 deep at most, and
+// take at most 4 MiB of memory and 64 bytes for each byte that is stored, beside what an
+// application's own GobDecode takes. Save refuses what Get would.
 type GobSerializer struct{}
 
-// Serialize encodes session.Values as one gob.
+// Serialize encodes session.Values as one gob. A value that cannot be encoded, holds itself
+// or nests more than 1000 deep is an error that names its key.
 func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	if data, ok := gobvalues.Encode(session.Values); ok {
 		return data, nil
 	}
-	var buf bytes.Buffer
-	if err := gob.NewEncoder(&buf).Encode(session.Values); err != nil {
-		return nil, fmt.Errorf("GobSerializer: %w", err)
+	for k, v := range session.Values { // encoding/gob would overflow the stack
+		if gobvalues.TooDeep(k) || gobvalues.TooDeep(v) {
+			return nil, fmt.Errorf("GobSerializer: Values[%s]: it holds itself, or nests more than %d deep", keyName(k), gobvalues.MaxDepth)
+		}
 	}
-	return buf.Bytes(), nil
+	data, err := encodeGob(session.Values)
+	if err == nil {
+		return data, nil
+	}
+	for k, v := range session.Values {
+		if _, err := encodeGob(map[any]any{k: v}); err != nil {
+			return nil, fmt.Errorf("GobSerializer: Values[%s]: %w", keyName(k), err)
+		}
+	}
+	return nil, fmt.Errorf("GobSerializer: %w", err)
+}
+
+// keyName is short, and ends even if the key holds itself.
+func keyName(key any) string {
+	switch v := reflect.ValueOf(key); v.Kind() {
+	case reflect.String:
+		return fmt.Sprintf("%.100q", v.String())
+	case reflect.Pointer, reflect.Struct, reflect.Array:
+		return v.Type().String()
+	}
+	return fmt.Sprint(key)
+}
+
+// encodeGob encodes what decodeGob will read again, or says why it would not.
+func encodeGob(values map[any]any) (data []byte, err error) {
+	defer func() { // the application's GobEncode, say
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	var buf bytes.Buffer
+	if err := gob.NewEncoder(&buf).Encode(values); err != nil {
+		return nil, err
+	}
+	_, err = gobvalues.Scan(buf.Bytes())
+	return buf.Bytes(), err
 }
 
 // Deserialize decodes what Serialize made. On an error session.Values is as it was.
@@ -69,222 +104,12 @@ func decodeGob(data []byte) (values map[any]any, err error) {
 			err = fmt.Errorf("%v", p)
 		}
 	}()
-	values = make(map[any]any) // or encoding/gob makes one as large as the data claims that it is
-	r := bytes.NewReader(data)
-	if err := gob.NewDecoder(r).Decode(&values); err != nil {
+	if data, err = gobvalues.Scan(data); err != nil {
 		return nil, err
 	}
-	if r.Len() > 0 {
-		return nil, fmt.Errorf("%d bytes after the value", r.Len())
-	}
-	return values, nil
-}
-
-// JSONSerializer stores session.Values as one JSON object, which other languages
-// can read. Values come back as encoding/json's own types: numbers as float64,
-// slices as []any, structs and maps as map[string]any.
-//
-// Beyond that change of type nothing is lost: Serialize refuses, with an error that
-// names the key, what would come back as another value. These are keys that are
-// not strings, text that is not valid UTF-8, []byte, NaN and infinities, integers
-// beyond ±2^53, and structs without an exported field. Types with their own
-// MarshalJSON or MarshalText, such as time.Time, are taken at their word, and so are
-// json.Number, which becomes the nearest float64, and struct tags that hide fields.
-type JSONSerializer struct{}
-
-// Serialize encodes session.Values as one JSON object.
-func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
-	object := make(map[string]any, len(session.Values))
-	for k, v := range session.Values {
-		key, ok := k.(string)
-		if !ok {
-			return nil, fmt.Errorf("JSONSerializer: Values[%#v]: the key is %T, JSON has only string keys", k, k)
-		}
-		if !utf8.ValidString(key) {
-			return nil, fmt.Errorf("JSONSerializer: Values[%q]: the key is not valid UTF-8", key)
-		}
-		object[key] = v
-	}
-	data, err := json.Marshal(object)
-	if err == nil {
-		err = json.Unmarshal(data, new(any)) // too deep, say, or a number out of range
-	}
-	for key, v := range object {
-		if err == nil { // so there are no cycles
-			if lost := jsonLoses(reflect.ValueOf(v)); lost != "" {
-				return nil, fmt.Errorf("JSONSerializer: Values[%q]: %s", key, lost)
-			}
-			continue
-		}
-		one, err := json.Marshal(v)
-		if err == nil {
-			err = json.Unmarshal([]byte("["+string(one)+"]"), new(any))
-		}
-		if err != nil {
-			return nil, fmt.Errorf("JSONSerializer: Values[%q]: %w", key, err)
-		}
-	}
-	return data, err
-}
-
-// Deserialize decodes what Serialize made. On an error session.Values is as it was.
-func (JSONSerializer) Deserialize(data []byte, session *sessions.Session) error {
-	var object map[string]any
-	if err := json.Unmarshal(data, &object); err != nil {
-		return fmt.Errorf("JSONSerializer: %w", err)
-	}
-	if object == nil {
-		return errors.New("JSONSerializer: null is not an object")
-	}
-	values := make(map[any]any, len(object))
-	for k, v := range object {
-		values[k] = v
-	}
-	session.Values = values
-	return nil
-}
-
-var (
-	jsonMarshaler = reflect.TypeFor[json.Marshaler]()
-	textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
-)
-
-// jsonLoses says what of a value JSON would not give back, or nothing. The value
-// is one that encoding/json has encoded, so it has no cycles.
-func jsonLoses(v reflect.Value) string {
-	const exact = 1 << 53 // the integers up to here are float64s too
-	if !v.IsValid() || v.Type().Implements(jsonMarshaler) || v.Type().Implements(textMarshaler) {
-		return ""
-	}
-	switch v.Kind() {
-	case reflect.String:
-		if !utf8.ValidString(v.String()) {
-			return "the text is not valid UTF-8"
-		}
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		if n := v.Int(); n > exact || n < -exact {
-			return fmt.Sprintf("%d is beyond 2^53 and would be rounded", n)
-		}
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
-		if n := v.Uint(); n > exact {
-			return fmt.Sprintf("%d is beyond 2^53 and would be rounded", n)
-		}
-	case reflect.Pointer, reflect.Interface:
-		return jsonLoses(v.Elem())
-	case reflect.Slice:
-		if v.Type().Elem().Kind() == reflect.Uint8 {
-			return "[]byte would come back as base64 text"
-		}
-		return jsonLosesAny(v.Seq2())
-	case reflect.Array:
-		return jsonLosesAny(v.Seq2())
-	case reflect.Map:
-		if v.Type().Key().Kind() != reflect.String {
-			return fmt.Sprintf("%s has keys that are not strings", v.Type())
-		}
-		return jsonLosesAny(v.Seq2())
-	case reflect.Struct:
-		hidden := 0
-		for field, value := range v.Fields() {
-			if field.Tag.Get("json") == "-" || !field.IsExported() && !field.Anonymous {
-				hidden++
-				continue
-			}
-			if lost := jsonLoses(value); lost != "" {
-				return field.Name + ": " + lost
-			}
-		}
-		if n := v.NumField(); n > 0 && hidden == n { // an error, say
-			return fmt.Sprintf("%s has no exported field and would come back empty", v.Type())
-		}
-	}
-	return ""
-}
-
-// jsonLosesAny looks at every element, and at every key.
-func jsonLosesAny(elements func(func(k, v reflect.Value) bool)) string {
-	for k, v := range elements {
-		if lost := jsonLoses(k); lost != "" {
-			return lost
-		}
-		if lost := jsonLoses(v); lost != "" {
-			return lost
-		}
-	}
-	return ""
-}
-
-// Encrypt returns a Serializer that keeps what inner makes secret from whoever can
-// read Redis: AES-256-GCM, with the session ID as associated data, so that a value
-// copied under another session's key does not decrypt.
-//
-// Keys are 32 random bytes each. The first encrypts, all decrypt: to rotate them
-// without downtime, first add the new key as the last one everywhere, then move it
-// to the front, and drop the old one after MaxAge. Rotate before 2^32 Saves (NIST SP
-// 800-38D, section 8.3). Keys that cannot be used are reported by every Get, Save and
-// Ping.
-//
-// A value that does not decrypt is [ErrNotLoaded]: it was tampered with or copied, or
-// its key is gone, or it is plain, from before. To let plain values in, as long as
-// there are some, write a Serializer whose Deserialize falls back to inner; it gives
-// up the protection against values planted in Redis.
-func Encrypt(inner Serializer, keys ...[]byte) Serializer {
-	e := &encrypted{inner: inner}
-	switch {
-	case inner == nil:
-		e.err = errors.New("redistore: Encrypt: the inner Serializer is nil")
-	case len(keys) == 0:
-		e.err = errors.New("redistore: Encrypt: no keys: pass at least one of 32 bytes")
-	}
-	if inner, ok := inner.(*encrypted); ok && e.err == nil {
-		e.err = inner.err
-	}
-	for i, key := range keys {
-		if len(key) != 32 {
-			e.err = fmt.Errorf("redistore: Encrypt: key %d has %d bytes: use 32", i+1, len(key))
-			return e
-		}
-		block, _ := aes.NewCipher(key)                 // fails for other lengths only
-		aead, _ := cipher.NewGCMWithRandomNonce(block) // fails for other ciphers only
-		e.aeads = append(e.aeads, aead)
-	}
-	return e
-}
-
-// encrypted makes a version byte, and then what the AEAD makes: nonce, ciphertext
-// and tag.
-type encrypted struct {
-	inner Serializer
-	aeads []cipher.AEAD
-	err   error // what is wrong with the configuration
-}
-
-const encryptedVersion = 1
-
-func (e *encrypted) check() error { return e.err }
-
-func (e *encrypted) Serialize(session *sessions.Session) ([]byte, error) {
-	if e.err != nil {
-		return nil, e.err
-	}
-	plain, err := e.inner.Serialize(session)
+	err = gob.NewDecoder(bytes.NewReader(data)).Decode(&values)
 	if err != nil {
 		return nil, err
 	}
-	return e.aeads[0].Seal([]byte{encryptedVersion}, nil, plain, []byte(session.ID)), nil
-}
-
-func (e *encrypted) Deserialize(data []byte, session *sessions.Session) error {
-	if e.err != nil {
-		return e.err
-	}
-	if len(data) == 0 || data[0] != encryptedVersion {
-		return errors.New("Encrypt: the value was not encrypted by this version, or not at all")
-	}
-	for _, aead := range e.aeads {
-		if plain, err := aead.Open(nil, nil, data[1:], []byte(session.ID)); err == nil {
-			return e.inner.Deserialize(plain, session)
-		}
-	}
-	return fmt.Errorf("Encrypt: none of %d keys decrypts the value: it was changed, or copied from another session, or its key is missing", len(e.aeads))
+	return values, nil
 }

@@ -62,7 +62,7 @@ func TestJSONGivesBackWhatItTook(t *testing.T) {
 		{"k", []string{"a", "b"}, []any{"a", "b"}},
 		{"k", [2]byte{1, 2}, []any{1.0, 2.0}},
 		{"k", map[string]int{"a": 1}, map[string]any{"a": 1.0}},
-		{"k", skipped{Shown: 1, inner: 2}, map[string]any{"Shown": 1.0}},
+		{"k", skipped{Shown: 1, Hidden: []byte("its tag says so")}, map[string]any{"Shown": 1.0}},
 		{"k", nowhere, nil},
 		{"k", when, "2026-01-02T03:04:05Z"},
 		{"ü", "key", "key"},
@@ -87,6 +87,7 @@ func TestJSONGivesBackWhatItTook(t *testing.T) {
 		{"k", map[string]string{"\xff": "a"}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
 		{"k", []any{1, []any{"\xff"}}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
 		{"k", [1]string{"\xff"}, fmt.Errorf(`Values["k"]: the text is not valid UTF-8`)},
+		{"k", skipped{Shown: 1, inner: 2}, fmt.Errorf(`Values["k"]: inner: it is not exported`)},
 		{"k", &inner{[]byte("raw")}, fmt.Errorf(`Values["k"]: Raw: []byte`)},
 	} {
 		s := sessions.NewSession(nil, "s")
@@ -357,7 +358,7 @@ func TestEncryptedValuesOfOthersAreRefused(t *testing.T) {
 		store.Serializer = Encrypt(GobSerializer{}, secret)
 		for name, spoil := range map[string]func(value string) string{
 			"tampered with":            func(v string) string { return v[:len(v)-1] + string(v[len(v)-1]^1) },
-			"another version":          func(v string) string { return "\x02" + v[1:] },
+			"another version":          func(v string) string { return "\x03" + v[1:] },
 			"truncated":                func(v string) string { return v[:20] },
 			"truncated to the version": func(v string) string { return v[:1] },
 			"empty":                    func(string) string { return "" },
@@ -416,7 +417,7 @@ func TestEncryptConfiguration(t *testing.T) {
 		if _, err := z.Serialize(sessions.NewSession(nil, "s")); err == nil {
 			t.Errorf("%s: Serialize returned no error", want)
 		}
-		if err := z.Deserialize([]byte{encryptedVersion}, sessions.NewSession(nil, "s")); err == nil {
+		if err := z.Deserialize([]byte{boundToID}, sessions.NewSession(nil, "s")); err == nil {
 			t.Errorf("%s: Deserialize returned no error", want)
 		}
 	}

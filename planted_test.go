@@ -1,0 +1,160 @@
+package redistore
+
+import (
+	"bytes"
+	"encoding/gob"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/gorilla/sessions"
+)
+
+type (
+	bulky struct{ A [1 << 16]byte }
+	chain struct {
+		Next *chain
+		Any  any
+	}
+	nested []nested
+)
+
+func init() {
+	gob.Register(bulky{})
+	gob.Register([]bulky{})
+	gob.Register(&chain{})
+	gob.Register(nested{})
+	gob.Register(map[string]any{})
+	gob.Register([][][]int{})
+}
+
+const plantedDepth = 700_000
+
+func gobUint(n uint64) []byte {
+	if n < 128 {
+		return []byte{byte(n)}
+	}
+	return []byte{0xf8, byte(n >> 56), byte(n >> 48), byte(n >> 40), byte(n >> 32), byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
+}
+
+func gobMessage(parts ...string) string {
+	all := strings.Join(parts, "")
+	return string(gobUint(uint64(len(all)))) + all
+}
+
+// plantedGobs are values that no Save made: the last part of a map[any]any with one key.
+var plantedGobs = map[string]func() string{
+	"slices in slices": func() string {
+		return gobMessage("\xff\x81\x02\x01\x02\xff\x82\x00\x01\x10\x00\x00") +
+			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a", strings.Repeat("\x0e[]interface {}\xff\x82\x01\x00\x01", plantedDepth), "\x00")
+	},
+	"a type in itself": func() string {
+		return gobMessage("\xff\x81\x02\x01\x02\xff\x82\x00\x01\xff\x82\x00\x00") +
+			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a", string(gobUint(uint64(len("github.com/redistore/redistore.nested")))),
+				"github.com/redistore/redistore.nested\xff\x82\x01\x00", strings.Repeat("\x01", plantedDepth), "\x00")
+	},
+	"a map that claims to be large": func() string {
+		return gobMessage("\xff\x81\x04\x01\x02\xff\x82\x00\x01\x0c\x01\x10\x00\x00") +
+			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a\x16map[string]interface {}\xff\x82\x01\x00\xfc\x3f\xff\xff\xff")
+	},
+	"large structs that are empty": func() string {
+		return gobMessage("\xff\x81\x03\x01\x02\xff\x82\x00\x00\x00") +
+			gobMessage("\xff\x83\x02\x01\x02\xff\x84\x00\x01\xff\x82\x00\x00") +
+			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a", string(gobUint(uint64(len("[]redistore.bulky")))),
+				"[]redistore.bulky\xff\x84\x01\x00", string(gobUint(100_000)), strings.Repeat("\x00", 100_000))
+	},
+}
+
+const mapOfAny = "\x0d\x7f\x04\x01\x02\xff\x80\x00\x01\x10\x01\x10\x00\x00"
+
+// TestWhateverIsPlantedIsAnError runs each kind in a process of its own: a stack overflow
+// cannot be recovered from.
+func TestWhateverIsPlantedIsAnError(t *testing.T) {
+	const kind = "REDISTORE_TEST_PLANTED"
+	given := map[string]func() any{
+		"Save: a cycle":            func() any { v := []any{nil}; v[0] = v; return v },
+		"Save: a cycle of structs": func() any { v := &chain{}; v.Next = v; return v },
+		"Save: a cycle of maps":    func() any { v := map[string]any{}; v["a"] = v; return v },
+		"Save: a deep value": func() any {
+			v := any(1)
+			for range 3_000_000 {
+				v = []any{v}
+			}
+			return v
+		},
+	}
+	name := os.Getenv(kind)
+	if name == "" {
+		t.Parallel()
+		for name := range plantedGobs {
+			runPlanted(t, kind, name)
+		}
+		runPlanted(t, kind, "JSON")
+		for name := range given {
+			runPlanted(t, kind, name)
+		}
+		return
+	}
+	s := sessions.NewSession(nil, "s")
+	var before, after runtime.MemStats
+	switch make, planted := plantedGobs[name]; {
+	case planted:
+		data := []byte(mapOfAny + make())
+		runtime.ReadMemStats(&before)
+		err := GobSerializer{}.Deserialize(data, s)
+		runtime.ReadMemStats(&after)
+		wantText(t, err, "GobSerializer: ")
+		t.Log(err)
+		if took, most := after.TotalAlloc-before.TotalAlloc, uint64(8<<20+64*len(data)); took > most {
+			t.Errorf("%d bytes took %d of memory", len(data), took)
+		}
+	case name == "JSON":
+		wantText(t, JSONSerializer{}.Deserialize([]byte(`{"a":`+strings.Repeat("[", 10_000_000)), s), "JSONSerializer: ")
+	default:
+		s.Values["the key"] = given[name]()
+		for _, z := range []Serializer{GobSerializer{}, JSONSerializer{}} {
+			_, err := z.Serialize(s)
+			wantText(t, err, `Values["the key"]`)
+		}
+	}
+	fmt.Println("survived")
+}
+
+func runPlanted(t *testing.T, kind, name string) {
+	cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^TestWhateverIsPlantedIsAnError$")
+	cmd.Env = append(os.Environ(), kind+"="+name)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("survived")) {
+		t.Errorf("%s: %v: %.3000s", name, err, out)
+	}
+	if testing.Verbose() {
+		t.Logf("%s: %.300s", name, out)
+	}
+}
+
+// TestWhatSaveAcceptsIsRead: the bound is the same on both sides.
+func TestWhatSaveAcceptsIsRead(t *testing.T) {
+	for _, depth := range []int{50, 99, 101, 500, 990, 1001} {
+		v := any(map[string]any{})
+		for range depth {
+			v = []any{v, &chain{Any: 1}}
+		}
+		s := sessions.NewSession(nil, "s")
+		s.Values["k"] = v
+		data, err := GobSerializer{}.Serialize(s)
+		if depth > 1000 {
+			wantText(t, err, `Values["k"]`)
+			continue
+		}
+		must(t, err)
+		got := sessions.NewSession(nil, "s")
+		must(t, GobSerializer{}.Deserialize(data, got))
+	}
+	s := sessions.NewSession(nil, "s")
+	s.Values["k"], s.Values["fine"] = struct{ A int }{1}, 1
+	_, err := GobSerializer{}.Serialize(s)
+	wantText(t, err, `Values["k"]: gob: `)
+}
