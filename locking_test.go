@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/redistore/redistore/internal/lock"
+	"github.com/redistore/redistore/internal/redisserver"
 	"github.com/redistore/redistore/internal/script"
 )
 
@@ -198,7 +198,7 @@ func startChild(t *testing.T, srv *server, b browser, ttl time.Duration) *proces
 	must(t, err)
 	must(t, cmd.Start())
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGCONT)
+		_ = redisserver.Resume(cmd.Process)
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
@@ -222,7 +222,7 @@ func (p *process) answer() string {
 	}
 }
 
-func (p *process) signal(s syscall.Signal) { must(p.t, p.cmd.Process.Signal(s)) }
+func (p *process) signal(send func(*os.Process) error) { must(p.t, send(p.cmd.Process)) }
 
 func TestNoLostUpdateAcrossProcesses(t *testing.T) {
 	t.Parallel()
@@ -335,11 +335,11 @@ func TestAStoppedProcessOverwritesNothing(t *testing.T) {
 	holder := startChild(t, srv, b, ttl)
 	holder.send("load", 0)
 	equal(t, "load", holder.answer(), "<nil>")
-	holder.signal(syscall.SIGSTOP)
+	holder.signal(redisserver.Pause)
 	s, r := load(t, store, b) // gets it when the lease has run out
 	s.Values["n"] = 1
 	must(t, s.Save(r, httptest.NewRecorder()))
-	holder.signal(syscall.SIGCONT)
+	holder.signal(redisserver.Resume)
 	holder.send("save", 666)
 	equal(t, "the stopped holder's Save", holder.answer(), ErrConflict.Error())
 	s, _, _ = b.get(t, store.Store)
@@ -347,9 +347,9 @@ func TestAStoppedProcessOverwritesNothing(t *testing.T) {
 
 	holder.send("load", 0)
 	equal(t, "load", holder.answer(), "<nil>")
-	holder.signal(syscall.SIGSTOP)
+	holder.signal(redisserver.Pause)
 	srv.free(t) // the lease has run out
-	holder.signal(syscall.SIGCONT)
+	holder.signal(redisserver.Resume)
 	holder.send("save", 2)
 	equal(t, "Save, nobody having changed it", holder.answer(), "<nil>")
 	s, _, _ = b.get(t, store.Store)
@@ -366,7 +366,7 @@ func TestACrashDelaysAndFailsNobody(t *testing.T) {
 	holder := startChild(t, srv, b, store.TTL)
 	holder.send("load", 0)
 	equal(t, "load", holder.answer(), "<nil>")
-	holder.signal(syscall.SIGKILL)
+	holder.signal((*os.Process).Kill)
 	start := time.Now()
 	var wg sync.WaitGroup
 	for range 8 {

@@ -289,7 +289,7 @@ func TestMaxAgeDrivesTheExpiry(t *testing.T) {
 		"0":                    {func(_ *Store, s *sessions.Session) { s.Options.MaxAge = 0 }, 20 * time.Minute},
 		"0 with DefaultMaxAge": {func(st *Store, s *sessions.Session) { s.Options.MaxAge, st.DefaultMaxAge = 0, 77 }, 77 * time.Second},
 		"absurd":               {func(_ *Store, s *sessions.Session) { s.Options.MaxAge = math.MaxInt }, maxLifetime},
-		"overflowing to zero":  {func(_ *Store, s *sessions.Session) { s.Options.MaxAge = 1 << 55 }, maxLifetime},
+		"overflowing to zero":  {func(_ *Store, s *sessions.Session) { s.Options.MaxAge = math.MaxInt/256 + 1 }, maxLifetime},
 		"absurd DefaultMaxAge": {func(st *Store, s *sessions.Session) {
 			s.Options.MaxAge, st.DefaultMaxAge = 0, math.MaxInt
 		}, maxLifetime},

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -58,13 +57,6 @@ func (s *server) cpu() time.Duration {
 
 // flush drops what a case has left behind.
 func (s *server) flush() error { return s.admin.FlushAll(context.Background()).Err() }
-
-// ownCPU is the time that this process has computed so far.
-func ownCPU() time.Duration {
-	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
 
 // A meter counts what clients send to Redis and get back. Redis' own counters would
 // do for bytes, but count what a script does as further commands.

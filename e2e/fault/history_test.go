@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
-	"golang.org/x/sys/unix"
 )
 
 // An op is one call of a worker. Times are nanoseconds of a clock that all processes
@@ -39,14 +38,6 @@ const (
 	refused = "refused" // an error that promises that nothing was done
 	unknown = "unknown" // an error that promises nothing
 )
-
-func now() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic(err)
-	}
-	return ts.Nano()
-}
 
 // The model of one session: a record that is created once, is alive until somebody
 // ends it, and holds a number.

@@ -6,7 +6,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/redistore/redistore/e2e/topology"
+	"github.com/redistore/redistore/internal/redisserver"
 )
 
 // A fault is something that goes wrong, and is over when do returns.
@@ -67,10 +67,10 @@ var (
 
 	pauseClient = fault{name: "client stopped", do: func(x *trial) {
 		m := x.member()
-		m.cmd.Process.Signal(syscall.SIGSTOP)
+		_ = redisserver.Pause(m.cmd.Process)
 		w := window{start: now()}
 		x.calm(lease, 2*lease)
-		m.cmd.Process.Signal(syscall.SIGCONT)
+		_ = redisserver.Resume(m.cmd.Process)
 		w.end = now()
 		m.paused = append(m.paused, w)
 	}}

@@ -374,7 +374,7 @@ func (c *caller) increment(b browser) {
 // set saves a value of its own with the plain store: the last write wins.
 func (c *caller) set(b browser) {
 	c.visit(b, "set", c.plain, func(v request) error {
-		v.Wrote = (c.Worker+1)<<32 | int(v.Op)
+		v.Wrote = (c.Worker+1)<<24 | int(v.Op) // of 16 million calls each
 		c.note(v.op)
 		v.s.Values["n"] = v.Wrote
 		return v.s.Save(v.r, v.w)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -43,8 +42,8 @@ func (n *Node) Restart() {
 }
 
 // Pause stops the process; Resume lets it go on.
-func (n *Node) Pause()  { n.Process.Signal(syscall.SIGSTOP) }
-func (n *Node) Resume() { n.Process.Signal(syscall.SIGCONT) }
+func (n *Node) Pause()  { _ = redisserver.Pause(n.Process) }
+func (n *Node) Resume() { _ = redisserver.Resume(n.Process) }
 
 // Client returns a client of this very node.
 func (n *Node) Client() *redis.Client {
