@@ -43,9 +43,9 @@ func saw(token string, data []byte) *Version {
 // Created is the version of a key that was written without a lock: nobody knew it yet.
 func Created(data []byte) *Version { return saw("", data) }
 
-// Same tells whether nobody has written between the two.
+// Same tells whether both have seen the same value.
 func (v *Version) Same(other *Version) bool {
-	return v != nil && other != nil && len(v.maybe) == 0 && len(other.maybe) == 0 && v.last == other.last
+	return v != nil && other != nil && len(v.maybe) == 0 && len(other.maybe) == 0 && v.last.digest == other.last.digest
 }
 
 // A Prelude is Lua that a Write runs in its script, once it is certain that it may write
