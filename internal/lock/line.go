@@ -1,6 +1,7 @@
 package lock
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -23,7 +24,7 @@ type turn struct {
 // enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
 func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	l := a.locker
-	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: l.newToken(), owner: a.Owner}
+	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner}
 	l.mu.Lock()
 	q := l.lines[a.Key]
 	if q == nil {

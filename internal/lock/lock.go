@@ -109,6 +109,7 @@ func (l *Locker) Acquire(ctx context.Context, w Want) (*Lease, Value, error) {
 type attempt struct {
 	Want
 	locker   *Locker
+	token    string // of its lease; "": a new one
 	deadline time.Time
 	waits    time.Time // since when; zero: it does not have to
 }

@@ -89,8 +89,8 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	lease := w.Lease
 	if lease == nil || !lease.close() { // it waits like anybody else
 		var err error
-		if lease != nil {
-			a.Owner = lease.owner
+		if lease != nil { // what it had may still be locked, by another clock than ours
+			a.Owner, a.token = lease.owner, lease.token
 		}
 		if lease, err = a.enter(ctx); err != nil {
 			return w.Seen, err
