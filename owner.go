@@ -41,8 +41,8 @@ const (
 //
 // Saving a session that has an owner writes the owner's index too, and before it. On a
 // single server both are one script: if the index cannot be written, nothing is. On
-// Cluster, Ring and an AutoPipeliner, and with a LockingStore, they are two steps: the
-// index may list a session that was never written, for a while, but not lack one that was.
+// Cluster, Ring and an AutoPipeliner they are two steps: the index may list a session that
+// was never written, for a while, but not lack one that was.
 // With IdleTimeout, Get tells the index that the session lives on, in one more command. If
 // it cannot, Get is [ErrNotLoaded].
 func SetOwner(session *sessions.Session, owner string) {

@@ -83,10 +83,11 @@ const (
 // the first request, and use it from any number of goroutines after that. It
 // never closes the client.
 //
-// Every call is one Redis command (Renew: one transaction, or two steps where the keys
-// may be on several servers; what an owner adds, see [SetOwner]) and takes 5 seconds at
-// most, if the client was made with ContextTimeoutEnabled. Reads end with the request's context; writes do not, because
-// a client that hangs up must not be able to half-cancel a logout.
+// Every call is one Redis command and takes 5 seconds at most, if the client was made with
+// ContextTimeoutEnabled. Get of an ID without a record is two, and so is Renew where the keys
+// may be on several servers. What an owner adds, see [SetOwner]. Reads end with the request's
+// context; writes do not, because a client that hangs up must not be able to half-cancel a
+// logout.
 type Store struct {
 	// Codecs sign the session ID, and encrypt it where an encryption key was given.
 	// The first encodes, all decode. New makes them from keyPairs, without an age
@@ -228,8 +229,11 @@ func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.S
 
 // Renew saves the session under a new ID and ends the old one, without a grace
 // period: whoever planted or stole the old ID must not ride along. Call it instead
-// of Save at login and whenever privileges change (OWASP ASVS 5.0, 7.2.4). A
-// request that is already under way with the old cookie gets ErrGone from its Save.
+// of Save at login and whenever privileges change (OWASP ASVS 5.0, 7.2.4).
+//
+// For a minute, a request that comes with the old cookie gets an empty session whose Save is
+// ErrGone and sends no cookie, which would replace the new one. A response that saved the
+// old session before this call, and reaches the browser after it, still does that.
 //
 // Its errors are those of Save. If the connection fails during Renew, the old session
 // may be over too: the user has to log in again.
