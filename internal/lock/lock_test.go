@@ -389,6 +389,43 @@ func TestWhoGivesUpLeavesTheQueue(t *testing.T) {
 	})
 }
 
+// TestAnEarlyWakeUpCounts has the wake-up come before the answer that there is something to
+// wait for.
+func TestAnEarlyWakeUpCounts(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	holder, _ := s.process(t)
+	l, client := s.process(t)
+	warm, _ := acquire(t, holder, "k") // so that l has subscribed
+	go func() {
+		eventually(t, "it has subscribed", l.waker.subscribed)
+		warm.Release()
+	}()
+	first, _ := acquire(t, l, "k")
+	first.Release()
+
+	lease, _ := acquire(t, holder, "k")
+	once := sync.OnceFunc(lease.Release)
+	client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+		err := send()
+		if strings.HasPrefix(cmd.Name(), "eval") {
+			once()
+			eventually(t, "it is woken", func() bool {
+				l.waker.mu.Lock()
+				defer l.waker.mu.Unlock()
+				return len(l.waker.early) > 0 || s.value(t, Key("k")) != l.process
+			})
+		}
+		return err
+	}))
+	start := time.Now()
+	_, _ = acquire(t, l, "k")
+	if took := time.Since(start); took > minIdle/2 {
+		t.Errorf("it was told after %v", took)
+	}
+	equal(t, "unwoken", l.Stats().Unwoken, 0)
+}
+
 // TestALostSubscriptionIsMadeUpFor kills the connections that wake-ups come on.
 func TestALostSubscriptionIsMadeUpFor(t *testing.T) {
 	s := realSite(t)

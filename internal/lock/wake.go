@@ -2,6 +2,7 @@ package lock
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -36,6 +37,7 @@ type waker struct {
 
 	mu      sync.Mutex
 	waiting map[string][]chan struct{} // by key
+	early   map[string]time.Time       // wake-ups that came before the answer that one has to wait
 	sub     *redis.PubSub              // nil: none
 	heard   bool                       // Redis has confirmed it
 	refused time.Time
@@ -48,9 +50,13 @@ func (w *waker) add(key string) chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.waiting == nil {
-		w.waiting = map[string][]chan struct{}{}
+		w.waiting, w.early = map[string][]chan struct{}{}, map[string]time.Time{}
 	}
 	w.waiting[key] = append(w.waiting[key], woken)
+	if came, ok := w.early[key]; ok && time.Since(came) < reserve {
+		woken <- struct{}{}
+	}
+	delete(w.early, key)
 	if w.idle != nil {
 		w.idle.Stop()
 		w.idle = nil
@@ -129,12 +135,7 @@ func (w *waker) listen(sub *redis.PubSub) {
 		case *redis.Subscription:
 			w.heard = true
 		case *redis.Message:
-			for _, woken := range w.waiting[m.Payload] {
-				select {
-				case woken <- struct{}{}:
-				default:
-				}
-			}
+			w.wake(m.Payload)
 		}
 		if err != nil {
 			w.drop(sub)
@@ -147,6 +148,21 @@ func (w *waker) listen(sub *redis.PubSub) {
 			return
 		}
 	}
+}
+
+// wake wakes those who wait for a key, or the next one who is about to.
+func (w *waker) wake(key string) {
+	for _, woken := range w.waiting[key] {
+		select {
+		case woken <- struct{}{}:
+		default:
+		}
+	}
+	if len(w.waiting[key]) > 0 {
+		return
+	}
+	maps.DeleteFunc(w.early, func(_ string, came time.Time) bool { return time.Since(came) > reserve })
+	w.early[key] = time.Now()
 }
 
 // subscribed tells whether wake-ups come.
