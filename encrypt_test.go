@@ -19,7 +19,7 @@ func TestEncryptBindsTheKeyPrefixToo(t *testing.T) {
 			one, _ := srv.store(t)
 			one.Serializer = z
 			two, _ := srv.store(t)
-			two.Serializer, two.KeyPrefix = z, "another:"
+			two.Serializer, two.KeyPrefix = z, "session_another_"
 			b := login(t, one)
 			id := idOf(t, one, b)
 			equal(t, "user", b.user(t, one), "ann")
