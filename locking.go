@@ -36,7 +36,8 @@ var (
 
 // LockingStore is a [Store] on which requests that change one session, on any number of
 // servers, do so one after the other, in the order in which they came. So no update is lost
-// (boj/redistore#2). Get locks and loads in one round trip, Save writes and unlocks in one.
+// (boj/redistore#2). Get locks and loads in one round trip, Save writes and unlocks in one;
+// a session of more than 16 KB takes two each.
 // A request that does not save unlocks when it ends. A call takes Wait and 5 seconds at
 // most.
 //

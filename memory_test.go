@@ -2,6 +2,7 @@ package redistore
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
@@ -275,4 +276,44 @@ func TestARequestAllocatesLittle(t *testing.T) {
 			t.Errorf("%s: %.0f allocations, want %.0f at most", name, allocs, c.most)
 		}
 	}
+}
+
+// TestALargeSessionPassesThroughTheLock costs one command more for each call, and is what it
+// was on the way out.
+func TestALargeSessionPassesThroughTheLock(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.locking(t)
+		store.IdleTimeout = time.Hour
+		b := login(t, store)
+		b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) { // so that Redis knows the scripts
+			must(t, s.Save(r, w))
+		})
+		for i, size := range []int{100, 32 << 10, 64 << 10, 100} {
+			r, end := b.lived(t)
+			w := httptest.NewRecorder()
+			s, err := store.Get(r, "s")
+			must(t, err)
+			s.Values["large"] = strings.Repeat("x", size)
+			rec.take()
+			must(t, s.Save(r, w))
+			end()
+			wantSave := "evalsha"
+			if size > 16<<10 {
+				wantSave = "set evalsha"
+			}
+			equal(t, fmt.Sprintf("%d: commands of Save", i), rec.take(), wantSave)
+			r, end = b.lived(t)
+			read, err := store.Get(r, "s")
+			must(t, err)
+			wantRead := "evalsha"
+			if size > 16<<10 {
+				wantRead = "evalsha getex"
+			}
+			equal(t, fmt.Sprintf("%d: commands of Get", i), rec.take(), wantRead)
+			end()
+			equal(t, fmt.Sprintf("%d: what was read", i), len(read.Values["large"].(string)), size)
+			srv.free(t)
+		}
+		equal(t, "keys but for locks", len(srv.keys(t)), 1)
+	})
 }

@@ -122,6 +122,10 @@ func everyCommand(t *testing.T, client *redis.Client) error {
 		redistore.SetOwner(s, "ann")
 		return s.Save(r, w)
 	}
+	large := func(s *sessions.Session, r *http.Request, w http.ResponseWriter) error {
+		s.Values["large"] = strings.Repeat("x", 32<<10) // which the lock writes in a way of its own
+		return s.Save(r, w)
+	}
 	lockedTwice := func(*sessions.Session, *http.Request, http.ResponseWriter) error {
 		other := redistore.NewLockingStore(plain) // of another process, as it were
 		other.Wait = 20 * time.Millisecond
@@ -144,6 +148,7 @@ func everyCommand(t *testing.T, client *redis.Client) error {
 		func() error { return visit(plain, renew) },
 		func() error { return visit(store, save) },
 		func() error { return visit(store, save) },
+		func() error { return visit(store, large) },
 		func() error { return visit(store, lockedTwice) },
 		func() error { return everyError(plain.Sessions(t.Context(), "ann")) },
 		func() error { _, err := plain.Revoke(t.Context(), "ann"); return err },

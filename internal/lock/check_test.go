@@ -28,6 +28,7 @@ func TestNoIncrementIsLostOrDoubled(t *testing.T) {
 			caller := &caller{checker: c, Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
 			client := (*redis.Client)(nil)
 			caller.lock, client = s.process(t)
+			caller.lock.large = []int{large, 0}[i%2]
 			client.AddHook(hook(caller.fault))
 			all.Go(func() {
 				for range *rounds {

@@ -24,20 +24,30 @@ type site struct {
 	addr  string
 	admin *redis.Client
 	mini  *miniredis.Miniredis // nil: a real server
+	large int                  // from which length on processes take a value for large
 }
 
+// onServers runs a test on both servers, with values that are small and large to the lock.
 func onServers(t *testing.T, test func(*testing.T, *site)) {
-	t.Run("miniredis", func(t *testing.T) {
-		mini := miniredis.RunT(t)
-		test(t, newSite(t, mini.Addr(), mini))
-	})
-	t.Run("redis-server", func(t *testing.T) { test(t, realSite(t)) })
+	for name, from := range map[string]int{"small": large, "large": 0} {
+		t.Run("miniredis, "+name, func(t *testing.T) {
+			mini := miniredis.RunT(t)
+			s := newSite(t, mini.Addr(), mini)
+			s.large = from
+			test(t, s)
+		})
+		t.Run("redis-server, "+name, func(t *testing.T) {
+			s := realSite(t)
+			s.large = from
+			test(t, s)
+		})
+	}
 }
 
 func realSite(t *testing.T) *site { return newSite(t, redisserver.StartFor(t).Addr, nil) }
 
 func newSite(t *testing.T, addr string, mini *miniredis.Miniredis) *site {
-	s := &site{addr, redis.NewClient(&redis.Options{Addr: addr}), mini}
+	s := &site{addr, redis.NewClient(&redis.Options{Addr: addr}), mini, large}
 	t.Cleanup(func() { s.admin.Close() })
 	return s
 }
@@ -50,7 +60,9 @@ func (s *site) process(t *testing.T, change ...func(*redis.Options)) (*Locker, *
 	}
 	client := redis.NewClient(options)
 	t.Cleanup(func() { client.Close() })
-	return New(&script.Runner{Client: client}, "wake:"), client
+	l := New(&script.Runner{Client: client}, "wake:")
+	l.large = s.large
+	return l, client
 }
 
 func (s *site) set(t *testing.T, key, value string) {

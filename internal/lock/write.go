@@ -128,10 +128,22 @@ func (a *attempt) send(ctx context.Context, w Write, holder *Lease, token string
 	if w.Prelude != nil {
 		s = w.Prelude.script
 	}
-	keys := append(append(make([]any, 0, 5+len(w.Keys)), holder.keys...), cmp.Or(w.Mark, w.Key))
+	fifth, data := cmp.Or(w.Mark, w.Key), w.Data
+	if len(data) > a.locker.large {
+		fifth, data = Beside(w.Key, ":"+token), nil
+		if err := a.locker.stage(ctx, fifth, w.Data, a.life()); err != nil {
+			return nil, nil, err
+		}
+		defer func() {
+			if err != nil {
+				go a.locker.unstage(ctx, fifth)
+			}
+		}()
+	}
+	keys := append(append(make([]any, 0, 5+len(w.Keys)), holder.keys...), fifth)
 	keys = append(keys, w.Keys...)
 	args := append(make([]any, 0, 10+len(w.Args)+2+2*len(w.Seen.maybe)), holder.token, a.locker.process, int64(0),
-		millis(reserve), token, seconds(a.life()), w.Data, seconds(w.Expiry), seconds(w.Marked), 1+len(w.Seen.maybe))
+		millis(reserve), token, seconds(a.life()), data, seconds(w.Expiry), seconds(w.Marked), 1+len(w.Seen.maybe))
 	args = append(append(args, w.Args...), w.Seen.last.token, w.Seen.last.digest)
 	for _, s := range w.Seen.maybe {
 		args = append(args, s.token, s.digest)

@@ -1,16 +1,20 @@
 -- Takes the lock of a session and reads it.
 -- KEYS: 1 the session, 2 its lock, 3 its version, 4 its queue
 -- ARGV: 1 token, 2 process, 3 the queue's expiry in ms, 0 to not wait, 4 a reservation's
---       in ms, 5 the lock's in ms, 6 the version's in s, 7 the session's in s, 0 to leave it
--- Returns {value, version}, and a third element if it was reserved; nil: there is no such session; or for how many ms the lock is
--- taken. A repeat finds its own token in the lock.
+--       in ms, 5 the lock's in ms, 6 the version's in s, 7 the session's in s, 0 to leave
+--       it, 8 how many bytes are a large value
+-- Returns {value, version}, and a third element if it was reserved, where 0 stands for a
+-- large value; nil: there is no such session; or for how many ms the lock is taken. A repeat
+-- finds its own token in the lock.
 local holder = redis.call("GET", KEYS[2])
 if not holder then holder = handover(KEYS[2], KEYS[4], KEYS[1], ARGV[4]) end -- the last holder never released it
 if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
 	if redis.call("EXISTS", KEYS[1]) == 0 then return false end
 	return taken(KEYS[2], KEYS[4], ARGV[2], ARGV[3])
 end
-local value = redis.call("GET", KEYS[1])
+-- Lua hashes each byte of a string, for which Redis, that does nothing else meanwhile, takes
+-- longer than to send it.
+local value = redis.call("STRLEN", KEYS[1]) > tonumber(ARGV[8]) and 0 or redis.call("GET", KEYS[1])
 if not value then
 	if holder and not handover(KEYS[2], KEYS[4], KEYS[1], ARGV[4]) then redis.call("DEL", KEYS[2]) end
 	return false

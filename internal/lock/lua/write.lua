@@ -1,6 +1,6 @@
 -- Writes a session, or deletes it, if it is what the writer saw; then releases the lock.
--- KEYS: 1 the session, 2 its lock, 3 its version, 4 its queue, 5 the renewal marker, which
---       only a deletion needs; 6... the prelude's
+-- KEYS: 1 the session, 2 its lock, 3 its version, 4 its queue, 5 the renewal marker, for a
+--       deletion, or where a large value stands, or the session; 6... the prelude's
 -- ARGV: 1 token, 2 process, 3 the queue's expiry in ms, 0 to not wait, 4 a reservation's
 --       in ms, 5 the new version, 6 its expiry in s, 7 value, 8 its expiry in s, 0 to
 --       delete, 9 the marker's, 10 how many versions were seen; 11... the prelude's; at
@@ -8,11 +8,13 @@
 -- Returns "done", "gone", "conflict", or for how many ms another holds the lock. A repeat
 -- finds its own version.
 local holder = redis.call("GET", KEYS[2])
+local staged = ARGV[8] ~= "0" and KEYS[5] ~= KEYS[1]
 
 local function finish(result)
 	if holder == ARGV[1] or holder == ARGV[2] then
 		if not handover(KEYS[2], KEYS[4], KEYS[1], ARGV[4]) then redis.call("DEL", KEYS[2]) end
 	end
+	if staged then redis.call("DEL", KEYS[5]) end
 	return result
 end
 
@@ -41,7 +43,11 @@ if prelude then
 	if redis.call("EXISTS", KEYS[1]) == 0 then return finish("gone") end
 	prelude()
 end
-if ARGV[8] ~= "0" then
+if staged then
+	if redis.call("EXISTS", KEYS[1]) == 0 then return finish("gone") end
+	redis.call("RENAME", KEYS[5], KEYS[1]) -- an error if Redis has evicted it: nothing is written
+	redis.call("EXPIRE", KEYS[1], ARGV[8])
+elseif ARGV[8] ~= "0" then
 	if not redis.call("SET", KEYS[1], ARGV[7], "EX", ARGV[8], "XX") then return finish("gone") end
 else
 	if redis.call("DEL", KEYS[1]) == 0 then return finish("gone") end

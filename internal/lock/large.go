@@ -1,0 +1,39 @@
+package lock
+
+import (
+	"context"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// large is the length of a value, in bytes, beyond which it is read and written by a command
+// of its own. A script would make a Lua string of it, and Redis' Lua hashes each byte: for
+// 256 KB that takes longer than to read and write them.
+const large = 16 << 10
+
+// get reads a large value, by a command that no client answers from its cache. If it was
+// changed since it was locked, Version is older, and a Write finds a conflict.
+func (l *Locker) get(ctx context.Context, key string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cmd := redis.NewStringCmd(ctx, "getex", key)
+	_ = l.Scripts.Client.Process(ctx, cmd)
+	return cmd.Result()
+}
+
+// stage puts a large value where the script finds it.
+func (l *Locker) stage(ctx context.Context, key string, data []byte, life time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cmd := redis.NewStatusCmd(ctx, "set", key, data, "ex", seconds(life))
+	_ = l.Scripts.Client.Process(ctx, cmd)
+	return cmd.Err()
+}
+
+// unstage drops what was not written. If that fails, it expires.
+func (l *Locker) unstage(ctx context.Context, key string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	_ = l.Scripts.Client.Del(ctx, key).Err()
+}
