@@ -26,9 +26,14 @@ func TestMain(m *testing.M) {
 // it reads, and that no update under a lock is lost.
 func TestEveryPartWorks(t *testing.T) {
 	redisserver.Need(t)
-	defer func(n []int, m int, s []size) { atOnce, many, sizes = n, m, s }(atOnce, many, sizes)
+	defer func(n []int, m int, s, l []size) { atOnce, many, sizes, largeSizes = n, m, s, l }(atOnce, many, sizes, largeSizes)
+	defer func(n []int, h []time.Duration, t int) { orderProcesses, orderHolds, orderTurns = n, h, t }(orderProcesses, orderHolds, orderTurns)
+	defer func(n []int, d time.Duration) { crowdSessions, crowdLocks = n, d }(crowdSessions, crowdLocks)
 	atOnce, many = []int{1, 2, 4, 8}, 4
 	sizes = []size{{"nothing", 0}, {"little", 16}, {"some", 256}, {"more", 4 << 10}}
+	largeSizes = []size{{"little", 0}, {"large", 64 << 10}}
+	orderProcesses, orderHolds, orderTurns = []int{2, 4}, []time.Duration{time.Millisecond}, 4
+	crowdSessions, crowdLocks = []int{20}, 2*time.Second
 	*rounds, *slice, *lockSlice, *most, *filling, *trials = 1, 2*time.Millisecond, 10*time.Millisecond, 10_000, 200, 3
 	*charts = t.TempDir()
 	var out bytes.Buffer

@@ -54,9 +54,9 @@ type size struct {
 
 var sizes = []size{{"5 fields", 0}, {"1 KB", 1 << 10}, {"16 KB", 16 << 10}, {"256 KB", 256 << 10}}
 
-var large = strings.Repeat("0123456789abcdef", 256<<10/16)
+var blob = strings.Repeat("0123456789abcdef", 1_000_000/16)
 
-func (s size) blob() string { return large[:s.n] }
+func (s size) blob() string { return blob[:s.n] }
 
 // A contender does one request of each kind of work, or has no such kind.
 type contender struct {
@@ -79,7 +79,12 @@ type visitor struct {
 	visits int           // what the session must say; 0: others change it too
 	hold   time.Duration // how long the work on a session takes
 	wait   time.Duration // until it was loaded
+	dies   string        // how its process ends, from diesAt on; "": it does not
+	diesAt time.Time
 }
+
+// doomed tells whether the visitor's process ends now, in this way.
+func (v *visitor) doomed(how string) bool { return v.dies == how && time.Now().After(v.diesAt) }
 
 type visitorKey struct{}
 
@@ -233,11 +238,16 @@ func handle(store sessions.Store, lock guard, work string, w http.ResponseWriter
 
 func handleLocked(store sessions.Store, work string, began time.Time, w http.ResponseWriter, r *http.Request) error {
 	v := visitorOf(r)
+	if v.doomed(waiting) {
+		defer time.AfterFunc(5*time.Millisecond, die).Stop() // while others hold the session for longer
+	}
 	s, err := store.Get(r, "session")
 	if err != nil {
 		return err
 	}
-	v.wait = time.Since(began)
+	if v.wait = time.Since(began); v.doomed(holding) {
+		die()
+	}
 	if s.IsNew != (work == create || work == gone) {
 		return fmt.Errorf("IsNew is %t", s.IsNew)
 	}

@@ -73,6 +73,9 @@ func onRedsync(rs *redsync.Redsync, options ...redsync.Option) guard {
 func onRedislock(client *redislock.Client, retry redislock.RetryStrategy) guard {
 	return func(ctx context.Context, cookie string, fn func() error) error {
 		lock, err := client.Obtain(ctx, "lock_"+cookie, lockTTL, &redislock.Options{RetryStrategy: retry})
+		if errors.Is(err, context.DeadlineExceeded) { // it waits for as long as a lock lasts
+			err = redislock.ErrNotObtained
+		}
 		if err != nil {
 			return err
 		}

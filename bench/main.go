@@ -49,6 +49,9 @@ func allParts() []part {
 	}
 	return append(all,
 		part{"lock", (*bench).locks},
+		part{"order", (*bench).order},
+		part{"crowd", (*bench).waitingCrowd},
+		part{"large", (*bench).large},
 		part{"memory", (*bench).memory},
 		part{"growth", (*bench).growth},
 		part{"processes", (*bench).processes},
@@ -88,6 +91,9 @@ type bench struct {
 
 	rows      []row
 	locked    []lockRow
+	orders    []orderRow
+	crowds    []crowdRow
+	larger    []largeRow
 	roundTrip map[time.Duration]time.Duration // after such a pause
 	stored    []memoryRow
 	grew      []growthRow

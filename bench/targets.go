@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A target is what redistore set itself, and what came of it in this run.
@@ -26,7 +27,7 @@ func atMost(name string, want, figure float64) target {
 
 // targets are those that this run has figures for.
 func (b *bench) targets() []target {
-	all := append(b.requestTargets(), b.lockTargets()...)
+	all := slices.Concat(b.requestTargets(), b.lockTargets(), b.orderTargets())
 	for _, r := range b.grew {
 		if r.store == plain && r.stored > 1000 && r.stored*10 > *most {
 			name := fmt.Sprintf("6. %s: time at %d sessions, to that at 1000 (boj's: %.2f)", r.work, r.stored, b.growthOfStore(theirs, r))
@@ -128,4 +129,39 @@ func (b *bench) lockTargets() []target {
 		atMost("5. lock: time of a burst, to the limit", 1.3, medianOf(ours.bursts, func(s lockSample) float64 { return b.toLimit(ours, s) })),
 		atMost("5. lock: p99 wait of a burst, to its median", 2.5, medianOf(ours.bursts, func(s lockSample) float64 { return float64(s.p99) / float64(s.p50) })),
 	}
+}
+
+// orderTargets are those of many processes, of many sessions and of large ones.
+func (b *bench) orderTargets() []target {
+	var all []target
+	for _, r := range b.orders {
+		if r.store != locking || r.fault != "" || r.processes != 8 || r.callers != 1 {
+			continue
+		}
+		switch r.hold {
+		case 20 * time.Millisecond:
+			all = append(all,
+				atMost("7. 8 processes, 20 ms: scripts per section", 5, r.scripts),
+				atMost("7. 8 processes, 20 ms: longest wait, to perfect order", 2, r.toPerfect(b.roundTrip[r.hold])),
+				atLeast("7. 8 processes, 20 ms: turns of the poorest, to the richest", 0.7, r.fair()),
+				atLeast("7. 8 processes, 20 ms: throughput, to the limit", 0.88, r.toLimit(b.roundTrip[r.hold])))
+		case 100 * time.Millisecond:
+			all = append(all, atMost("7. 8 processes, 100 ms: scripts per section", 6, r.scripts))
+		}
+	}
+	for _, r := range b.crowds {
+		if r.sessions == 500 {
+			name := fmt.Sprintf("8. 500 sessions waited for by %d processes: a bystander's request, to that without them", r.processes)
+			all = append(all, atMost(name, 1.5, median(r.bystander)))
+		}
+	}
+	for _, r := range b.larger {
+		switch r.size.name {
+		case "5 fields":
+			all = append(all, atMost("9. Redis' CPU time with the lock, to the plain commands, 5 fields", 1.5, median(r.toPlain)))
+		case "256 KB":
+			all = append(all, atMost("9. Redis' CPU time with the lock, to the plain commands, 256 KB", 2, median(r.toPlain)))
+		}
+	}
+	return all
 }

@@ -27,10 +27,12 @@ type task struct {
 	Store      string
 	Work       string
 	Cookie     string // of the session that is to be shared; "": each has its own
+	Cookies    []string
 	Concurrent int
 	Start      time.Time // when to begin, by the clock that all processes share
 	For        time.Duration
 	Hold       time.Duration // see visitor
+	Dies       string        // see visitor; after a quarter of For
 }
 
 const (
@@ -39,6 +41,8 @@ const (
 	change   = "change" // what a reader in another process is to see
 	signOff  = "log out"
 	revoking = "revoke"
+	keep     = "keep"     // lock all the sessions, until the process ends
+	waitFor  = "wait for" // wait for each of them at once
 )
 
 // An answer is what came of it, a line of JSON.
@@ -89,20 +93,44 @@ func startProcesses(n int) (all []*process, stop func(), err error) {
 
 // tell gives a task to processes, and returns their answers as one, and when they began.
 func tell(all []*process, t task) (sum answer, start time.Time, err error) {
-	t.Start = time.Now().Add(20 * time.Millisecond) // until when all know of it
-	for _, p := range all {
+	start, err = tellEach(all, func(int) task { return t })
+	if err != nil {
+		return sum, start, err
+	}
+	answers, err := hear(all, t)
+	return sumOf(answers), start, err
+}
+
+// tellEach gives each process a task, and returns when they will begin.
+func tellEach(all []*process, of func(i int) task) (start time.Time, err error) {
+	start = time.Now().Add(20 * time.Millisecond) // until when all know of it
+	for i, p := range all {
+		t := of(i)
+		t.Start = start
 		if err := p.enc.Encode(t); err != nil {
-			return sum, t.Start, err
+			return start, err
 		}
 	}
+	return start, nil
+}
+
+// hear returns the processes' answers to a task.
+func hear(all []*process, t task) (answers []answer, err error) {
 	for _, p := range all {
 		var a answer
 		if err := p.dec.Decode(&a); err != nil {
-			return sum, t.Start, err
+			return answers, err
 		}
 		if a.Err != "" {
-			return sum, t.Start, fmt.Errorf("%s, %s: %s", t.Store, t.Do, a.Err)
+			return answers, fmt.Errorf("%s, %s: %s", t.Store, t.Do, a.Err)
 		}
+		answers = append(answers, a)
+	}
+	return answers, nil
+}
+
+func sumOf(answers []answer) (sum answer) {
+	for _, a := range answers {
 		sum.Requests += a.Requests
 		sum.PerSecond += a.PerSecond
 		sum.Refused += a.Refused
@@ -112,7 +140,7 @@ func tell(all []*process, t task) (sum answer, start time.Time, err error) {
 			sum.Done = a.Done
 		}
 	}
-	return sum, t.Start, nil
+	return sum
 }
 
 // A worker does tasks, with stores that it keeps.
@@ -123,6 +151,7 @@ type worker struct {
 	crowds     map[string][]*visitor
 	client     *redis.Client
 	store      *redistore.Store
+	kept       []context.CancelFunc // of requests that never end
 }
 
 // work reads tasks and writes answers until there are no more.
@@ -164,6 +193,9 @@ func (w *worker) do(t task) (answer, error) {
 		err := w.end(t)
 		return answer{Done: time.Now()}, err
 	}
+	if t.Do == keep || t.Do == waitFor {
+		return w.queue(t)
+	}
 	return w.serve(t)
 }
 
@@ -175,7 +207,7 @@ func (w *worker) serve(t task) (a answer, err error) {
 		crowd = make([]*visitor, t.Concurrent)
 		for i := range crowd {
 			crowd[i] = newVisitor(sizes[0])
-			crowd[i].cookie, crowd[i].hold = t.Cookie, t.Hold
+			crowd[i].cookie, crowd[i].hold, crowd[i].dies, crowd[i].diesAt = t.Cookie, t.Hold, t.Dies, t.Start.Add(t.For/4)
 		}
 	} else if len(crowd) != t.Concurrent {
 		if crowd, err = c.crowd(sizes[0], t.Concurrent); err != nil {

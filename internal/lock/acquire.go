@@ -84,13 +84,13 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 // that Redis is busy with itself. queue is the expiry of the process' place in the queue,
 // in milliseconds; 0: it does not wait.
 func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, error)) (any, error) {
-	var queue int64
-	if a.Wait > 0 {
-		queue = millis(queueLife)
-	}
 	n := notice{waker: &a.locker.waker, key: a.Key}
 	defer n.close()
 	for {
+		var queue int64
+		if a.Wait > 0 {
+			queue = millis(n.waker.queueLife())
+		}
 		reply, err := question(queue)
 		left, locked := reply.(int64)
 		if err == nil && !locked || err != nil && !script.IsPassing(err) {

@@ -13,16 +13,14 @@ import (
 
 const (
 	// A process that is woken asks by itself only in case it was not, or the lock has run
-	// out: after minIdle at first, later after maxIdle.
-	minIdle = 250 * time.Millisecond
-	maxIdle = time.Second
+	// out: at last after maxIdle, or if it waits for many keys after as many idleShares, and
+	// at first after a quarter of that. So it asks for some 300 keys in a second at most.
+	maxIdle   = time.Second
+	idleShare = 4 * time.Millisecond
 
 	// One that is not woken asks after minPoll at first, later after maxPoll.
 	minPoll = 2 * time.Millisecond
 	maxPoll = 64 * time.Millisecond
-
-	// queueLife is how long a process keeps its place in the queue without asking.
-	queueLife = 4 * maxIdle
 
 	// retry is when a subscription that was refused is tried again.
 	retry = 10 * time.Second
@@ -165,11 +163,17 @@ func (w *waker) wake(key string) {
 	w.early[key] = time.Now()
 }
 
-// subscribed tells whether wake-ups come.
-func (w *waker) subscribed() bool {
+// idleTime is the longest pause of one who is woken, and tells whether wake-ups come.
+func (w *waker) idleTime() (longest time.Duration, subscribed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.heard
+	return max(maxIdle, time.Duration(len(w.waiting))*idleShare), w.heard
+}
+
+// queueLife is how long a process keeps its place in a queue without asking.
+func (w *waker) queueLife() time.Duration {
+	longest, _ := w.idleTime()
+	return 4 * longest
 }
 
 // A notice is what one who waits for a lock hears.
@@ -188,9 +192,9 @@ func (n *notice) wait(ctx context.Context, rest, left time.Duration) bool {
 		n.woken = n.waker.add(n.key)
 	}
 	first, last := minPoll, maxPoll
-	subscribed := left > 0 && n.waker.subscribed()
-	if subscribed {
-		first, last = minIdle, maxIdle
+	longest, subscribed := n.waker.idleTime()
+	if subscribed = subscribed && left > 0; subscribed {
+		first, last = longest/4, longest
 	}
 	pause := jitter(min(last, first<<min(n.asked, 10)))
 	if left > 0 && left < pause { // until the lock runs out, in case its holder is dead
