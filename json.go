@@ -26,8 +26,8 @@ import (
 // Beyond that change of type nothing is lost: Serialize reads back what it made, and
 // refuses, with an error that names the key and the field, what came back as another value
 // or not at all. These are keys that are not strings, text that is not valid UTF-8, []byte,
-// NaN and infinities, integers beyond ±2^53, values that hold themselves or nest more than
-// 10,000 deep, and fields that are not empty and that JSON leaves out: unexported,
+// NaN and infinities, integers beyond ±2^53, values that hold themselves, nest more than
+// 10,000 deep or hold more than 512 MiB, and fields that are not empty and that JSON leaves out: unexported,
 // ambiguous, shadowed by another, or of one name with another. Three things are taken at
 // their word: types with their own MarshalJSON or MarshalText, such as time.Time, fields
 // with the tag "-", and what omitempty leaves out.
@@ -44,8 +44,8 @@ func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 		if !utf8.ValidString(key) {
 			return nil, fmt.Errorf("JSONSerializer: Values[%q]: the key is not valid UTF-8", key)
 		}
-		if gobvalues.Nests(reflect.ValueOf(v), 2*maxJSONDepth, jsonWhole) { // encoding/json would overflow the stack
-			return nil, fmt.Errorf("JSONSerializer: Values[%q]: json: unsupported value: encountered a cycle, or exceeded max depth", key)
+		if excess := gobvalues.ExcessOf(v, 2*maxJSONDepth, jsonWhole); excess != "" { // encoding/json would overflow the stack
+			return nil, fmt.Errorf("JSONSerializer: Values[%q]: json: unsupported value: %s", key, excess)
 		}
 		object[key] = v
 	}

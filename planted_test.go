@@ -78,6 +78,27 @@ func TestWhateverIsPlantedIsAnError(t *testing.T) {
 		"Save: a cycle":            func() any { v := []any{nil}; v[0] = v; return v },
 		"Save: a cycle of structs": func() any { v := &chain{}; v.Next = v; return v },
 		"Save: a cycle of maps":    func() any { v := map[string]any{}; v["a"] = v; return v },
+		"Save: lists that share their parts": func() any { // 2^60 of them, if all are written out
+			v := []any{1}
+			for range 60 {
+				v = []any{v, v}
+			}
+			return v
+		},
+		"Save: structs that share their parts": func() any {
+			v := &chain{}
+			for range 60 {
+				v = &chain{v, v}
+			}
+			return v
+		},
+		"Save: a long text that is there often": func() any {
+			text, v := strings.Repeat("x", 1<<20), make([]any, 4096)
+			for i := range v {
+				v[i] = text
+			}
+			return v
+		},
 		"Save: a deep value": func() any {
 			v := any(1)
 			for range 3_000_000 {

@@ -2,6 +2,7 @@ package redistore
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/gob"
 	"fmt"
 	"reflect"
@@ -34,15 +35,15 @@ type Serializer interface {
 // application's own GobDecode takes. Save refuses what Get would.
 type GobSerializer struct{}
 
-// Serialize encodes session.Values as one gob. A value that cannot be encoded, holds itself
-// or nests more than 1000 deep is an error that names its key.
+// Serialize encodes session.Values as one gob. A value that cannot be encoded, holds itself,
+// nests more than 1000 deep or holds more than 512 MiB is an error that names its key.
 func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	if data, ok := gobvalues.Encode(session.Values); ok {
 		return data, nil
 	}
 	for k, v := range session.Values { // encoding/gob would overflow the stack
-		if gobvalues.TooDeep(k) || gobvalues.TooDeep(v) {
-			return nil, fmt.Errorf("GobSerializer: Values[%s]: it holds itself, or nests more than %d deep", keyName(k), gobvalues.MaxDepth)
+		if excess := cmp.Or(gobvalues.Excess(k), gobvalues.Excess(v)); excess != "" {
+			return nil, fmt.Errorf("GobSerializer: Values[%s]: %s", keyName(k), excess)
 		}
 	}
 	data, err := encodeGob(session.Values)

@@ -85,7 +85,7 @@ func (e *encoder) any(v any) {
 		return
 	}
 	t, known := byType[reflect.TypeOf(v)]
-	if !known || e.failed {
+	if !known || e.failed || len(e.buf) > maxSize { // parts that are shared may be without end
 		e.failed = true
 		return
 	}

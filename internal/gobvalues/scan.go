@@ -426,43 +426,86 @@ func encodes(t reflect.Type) bool {
 	return false
 }
 
-// TooDeep tells a value that holds itself, or nests more than MaxDepth deep.
-func TooDeep(v any) bool { return Nests(reflect.ValueOf(v), MaxDepth, encodes) }
+// Excess says why a value cannot be encoded as a gob: it holds itself, nests more than
+// MaxDepth deep, or is too large; "" if it can.
+func Excess(v any) string { return ExcessOf(v, MaxDepth, encodes) }
 
-// Nests tells a value that nests deeper than so many levels. It does not look into types
+// ExcessOf is Excess for values that nest up to so many levels. It does not look into types
 // that are a whole.
-func Nests(v reflect.Value, left int, whole func(reflect.Type) bool) bool {
-	if left < 0 {
+func ExcessOf(v any, levels int, whole func(reflect.Type) bool) string {
+	m := measure{left: maxMemory, whole: whole}
+	switch {
+	case m.fits(reflect.ValueOf(v), levels):
+		return ""
+	case m.left < 0:
+		return fmt.Sprintf("it holds more than %d MiB", maxMemory>>20)
+	}
+	return fmt.Sprintf("encountered a cycle, or more than %d levels", levels)
+}
+
+const (
+	maxMemory = 512 << 20 // of a value, in bytes: Redis takes no larger one
+	partSize  = 64        // of each part, at least: parts that are shared count each time
+)
+
+type measure struct {
+	left  int
+	whole func(reflect.Type) bool
+}
+
+// fits tells a value that nests no deeper than so many levels, in the memory that is left.
+func (m *measure) fits(v reflect.Value, levels int) bool {
+	m.left -= partSize
+	if m.left < 0 || levels < 0 {
+		return false
+	}
+	if !v.IsValid() || m.whole(v.Type()) {
 		return true
 	}
-	if !v.IsValid() || flat(v.Type()) || whole(v.Type()) {
-		return false
+	if flat(v.Type()) {
+		return m.holds(v)
 	}
 	switch v.Kind() {
 	case reflect.Interface:
-		return Nests(v.Elem(), left, whole)
+		return m.fits(v.Elem(), levels)
 	case reflect.Pointer:
-		return Nests(v.Elem(), left-1, whole)
+		return m.fits(v.Elem(), levels-1)
 	case reflect.Slice, reflect.Array:
 		for i := range v.Len() {
-			if Nests(v.Index(i), left-1, whole) {
-				return true
+			if !m.fits(v.Index(i), levels-1) {
+				return false
 			}
 		}
 	case reflect.Map:
 		for entries := v.MapRange(); entries.Next(); {
-			if Nests(entries.Key(), left-1, whole) || Nests(entries.Value(), left-1, whole) {
-				return true
+			if !m.fits(entries.Key(), levels-1) || !m.fits(entries.Value(), levels-1) {
+				return false
 			}
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if v.Type().Field(i).IsExported() && Nests(v.Field(i), left-1, whole) {
-				return true
+			if v.Type().Field(i).IsExported() && !m.fits(v.Field(i), levels-1) {
+				return false
 			}
 		}
 	}
-	return false
+	return true
+}
+
+// holds counts what is flat.
+func (m *measure) holds(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.String:
+		m.left -= v.Len()
+	case reflect.Slice, reflect.Array:
+		if v.Type().Elem().Kind() == reflect.String {
+			for i := range v.Len() {
+				m.left -= v.Index(i).Len()
+			}
+		}
+		m.left -= v.Len() * int(v.Type().Elem().Size())
+	}
+	return m.left >= 0
 }
 
 // flat tells types whose values hold no others that could nest.
