@@ -445,7 +445,7 @@ func ExcessOf(v any, levels int, whole func(reflect.Type) bool) string {
 
 const (
 	maxMemory = 512 << 20 // of a value, in bytes: Redis takes no larger one
-	partSize  = 64        // of each part, at least: parts that are shared count each time
+	partSize  = 128       // of each part, at least: parts that are shared count each time
 )
 
 type measure struct {
