@@ -1206,6 +1206,10 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	if after > bytes+1<<20 {
 		t.Errorf("the heap went from %d to %d bytes", bytes, after)
 	}
+	srv.forward(t, 2*time.Minute) // a version lives for a minute, TTL and Wait
+	beside, err := srv.admin.Keys(t.Context(), "{*").Result()
+	must(t, err)
+	equal(t, "keys beside the sessions", len(beside), 0)
 }
 
 // hook is a hook that may do something before a command is sent, and after.

@@ -1,0 +1,160 @@
+package lock
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redistore/redistore/internal/script"
+)
+
+// These tests have no Redis: only those who have the turn would talk to it.
+
+func newLine() *Locker { return New(&script.Runner{}, "wake:") }
+
+// queued lets somebody wait for "k", and returns when it stands in line. Its turn comes on
+// the channel.
+func queued(t *testing.T, l *Locker, owner any) chan *Lease {
+	t.Helper()
+	before := l.Stats().Waiting
+	turn := make(chan *Lease, 1)
+	go func() {
+		w := want("k")
+		w.Owner = owner
+		a := l.attempt(w)
+		defer a.end()
+		lease, err := a.enter(context.Background())
+		if err == nil {
+			turn <- lease
+		}
+	}()
+	eventually(t, "it waits", func() bool { return l.Stats().Waiting > before })
+	return turn
+}
+
+func enter(t *testing.T, l *Locker) *Lease {
+	t.Helper()
+	lease, err := l.attempt(want("k")).enter(t.Context())
+	must(t, err)
+	return lease
+}
+
+func TestFirstComeFirstServed(t *testing.T) {
+	l := newLine()
+	now := enter(t, l)
+	var turns []chan *Lease
+	for range 20 {
+		turns = append(turns, queued(t, l, nil))
+	}
+	for i, turn := range turns {
+		for _, later := range turns[i:] {
+			equal(t, "turns that came too early", len(later), 0)
+		}
+		now.end()
+		now.end() // once
+		now = <-turn
+	}
+	now.end()
+	equal(t, "lines that are left", len(l.lines), 0)
+}
+
+func TestMaxWaitersCountsThoseWhoWait(t *testing.T) {
+	l := newLine()
+	holder := enter(t, l)
+	first := queued(t, l, nil)
+	w := want("k")
+	w.MaxWaiters = 1
+	_, err := l.attempt(w).enter(t.Context())
+	wantErr(t, err, ErrLocked)
+	holder.end()
+	(<-first).end()
+	lease, err := l.attempt(w).enter(t.Context())
+	must(t, err)
+	lease.end()
+	equal(t, "refused", l.Stats().Refused, 1)
+}
+
+func TestTheSameOwnerDoesNotWaitForItself(t *testing.T) {
+	l := newLine()
+	w := want("k")
+	w.Owner, w.Same = "ann", func(holder, owner any) bool { return holder == owner }
+	mine, err := l.attempt(w).enter(t.Context())
+	must(t, err)
+	again, err := l.attempt(w).enter(t.Context())
+	must(t, err)
+	equal(t, "the same lease", again, mine)
+	w.Owner, w.Wait = "bob", 0
+	_, err = l.attempt(w).enter(t.Context())
+	wantErr(t, err, ErrLocked)
+	mine.end()
+	other, err := l.attempt(w).enter(t.Context())
+	must(t, err)
+	other.end()
+}
+
+// TestWhoGivesUpIsPassedOver, wherever it stands, also in the moment in which its turn comes.
+func TestWhoGivesUpIsPassedOver(t *testing.T) {
+	l := newLine()
+	holder := enter(t, l)
+	ctx, end := context.WithCancel(t.Context())
+	gaveUp := make(chan error)
+	go func() {
+		_, err := l.attempt(want("k")).enter(ctx)
+		gaveUp <- err
+	}()
+	eventually(t, "it waits", func() bool { return l.Stats().Waits == 1 })
+	second := queued(t, l, nil)
+	end()
+	err := <-gaveUp
+	wantErr(t, err, ErrLocked)
+	wantErr(t, err, context.Canceled)
+	holder.end()
+	(<-second).end()
+	equal(t, "lines that are left", len(l.lines), 0)
+}
+
+// TestNoTurnIsLostOrDoubled has many come, leave and give up at random.
+func TestNoTurnIsLostOrDoubled(t *testing.T) {
+	l := newLine()
+	keys := []string{"a", "b", "c"}
+	var inside [3]int // guarded by the turn
+	var all sync.WaitGroup
+	for range 32 {
+		all.Go(func() {
+			for range 300 {
+				i := rand.IntN(len(keys))
+				ctx, end := context.WithCancel(context.Background())
+				w := want(keys[i])
+				if rand.IntN(3) == 0 {
+					w.Wait = rand.N(100 * time.Microsecond)
+				}
+				if rand.IntN(10) == 0 {
+					end()
+				}
+				a := l.attempt(w)
+				lease, err := a.enter(ctx)
+				a.end()
+				if err == nil {
+					if inside[i]++; inside[i] != 1 {
+						t.Error("two have the turn")
+					}
+					inside[i]--
+					lease.end()
+				} else if !errors.Is(err, ErrLocked) {
+					t.Error(err)
+				}
+				end()
+			}
+		})
+	}
+	all.Wait()
+	equal(t, "lines that are left", len(l.lines), 0)
+	equal(t, "waiting", l.Stats().Waiting, 0)
+	if !slices.Equal(inside[:], []int{0, 0, 0}) {
+		t.Errorf("inside are %v", inside)
+	}
+}
