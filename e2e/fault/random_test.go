@@ -377,11 +377,7 @@ func writes(cmd redis.Cmder) bool {
 
 // evict drops what stands beside the session.
 func (h *randomly) evict() {
-	keys, err := h.admin.Keys(context.Background(), "{session_"+h.id+"}*").Result()
-	if err != nil {
-		h.t.Error(err)
-	}
-	for _, key := range keys {
+	for _, key := range h.admin.Keys(context.Background(), "{session_"+h.id+"}*").Val() {
 		if h.one(2) {
 			h.admin.Del(context.Background(), key)
 		}

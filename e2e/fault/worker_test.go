@@ -177,7 +177,7 @@ func (w *worker) open() error {
 type uncompared struct{ redis.Hook }
 
 var withoutCompare = strings.NewReplacer(
-	"if version and not seen(version, 1) then", "if false then",
+	"if version and not seen(version, first) then", "if false then",
 	"if not version or holder ~= ARGV[1] then", "if false then",
 )
 

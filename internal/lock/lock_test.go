@@ -220,6 +220,38 @@ func TestARepeatKnowsItsOwnWork(t *testing.T) {
 	})
 }
 
+// TestWhatNobodyCanTellIsNotClaimed has another write what an attempt of unknown outcome
+// would have written, and Redis forget who it was.
+func TestWhatNobodyCanTellIsNotClaimed(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		l, client := s.process(t)
+		other, _ := s.process(t)
+		var lose atomic.Bool
+		client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+			if isWrite(cmd) && lose.Load() {
+				return io.EOF
+			}
+			return send()
+		}))
+		s.set(t, "k", "0")
+		lease, v := acquire(t, l, "k")
+		lose.Store(true)
+		seen, err := write(l, "k", lease, v.Version, "1")
+		wantErr(t, err, io.EOF)
+		lose.Store(false)
+		change(t, other, "k", "1")
+		must(t, s.admin.Del(t.Context(), Keys("k")...).Err())
+		seen, err = write(l, "k", nil, seen, "1")
+		wantErr(t, err, io.EOF)
+		equal(t, "value", s.value(t, "k"), "1")
+
+		must(t, s.admin.Del(t.Context(), Keys("k")...).Err())
+		s.set(t, "k", "0") // as it was read: then nobody has written
+		_, err = write(l, "k", nil, seen, "1")
+		must(t, err)
+	})
+}
+
 // TestWithoutATokenTheDigestDecides has Redis lose what it keeps beside the key.
 func TestWithoutATokenTheDigestDecides(t *testing.T) {
 	onServers(t, func(t *testing.T, s *site) {

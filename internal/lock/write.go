@@ -31,10 +31,15 @@ var (
 // may be the last one too. Versions do not change.
 type Version struct {
 	last  sight
-	maybe []sight
+	maybe []attempted
 }
 
 type sight struct{ token, digest string }
+
+type attempted struct {
+	sight
+	err error // why it is not known what became of it
+}
 
 func saw(token string, data []byte) *Version {
 	return &Version{last: sight{token, script.Digest(data)}}
@@ -79,7 +84,8 @@ type Write struct {
 // Write writes the key if it is still what Seen says, and releases the lock. It returns
 // what a later Write by the same writer has seen, also where the error is about the
 // connection and it is not known what was done: then the next Write is done if nobody else
-// has written.
+// has written. Where Redis has lost the version, and holds what that attempt would have written,
+// nobody can tell whose it is: then the next Write has the same error again.
 //
 // Other errors are ErrGone, ErrConflict and ErrLocked, after which nothing was written,
 // and Redis' own.
@@ -100,7 +106,8 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	token := l.newToken()
 	reply, lost, err := a.send(ctx, w, lease, token)
 	if lost != nil || err != nil && !script.IsReply(err) && !errors.Is(err, ErrLocked) {
-		w.Seen = &Version{w.Seen.last, append(slices.Clone(w.Seen.maybe), sight{token, script.Digest(w.Data)})}
+		why := attempted{sight{token, script.Digest(w.Data)}, cmp.Or(lost, err)}
+		w.Seen = &Version{w.Seen.last, append(slices.Clone(w.Seen.maybe), why)}
 	}
 	if err != nil && !errors.Is(err, ErrLocked) {
 		go lease.release() // what became of the lock is not known
@@ -116,6 +123,8 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 		return w.Seen, lost
 	case reply == "gone":
 		return w.Seen, ErrGone
+	case reply == "unknown":
+		return w.Seen, w.Seen.maybe[len(w.Seen.maybe)-1].err
 	}
 	l.stats.conflicts.Add(1)
 	return w.Seen, ErrConflict

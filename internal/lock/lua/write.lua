@@ -3,10 +3,11 @@
 --       deletion, or where a large value stands, or the session; 6... the prelude's
 -- ARGV: 1 token, 2 process, 3 the queue's expiry in ms, 0 to not wait, 4 a reservation's
 --       in ms, 5 the new version, 6 its expiry in s, 7 value, 8 its expiry in s, 0 to
---       delete, 9 the marker's, 10 how many versions were seen; 11... the prelude's; at
---       the end, by twos, those versions and their digests
--- Returns "done", "gone", "conflict", or for how many ms another holds the lock. A repeat
--- finds its own version.
+--       delete, 9 the marker's, 10 how many versions there are; 11... the prelude's; at
+--       the end, by twos, versions and their digests: what was read, and then what earlier
+--       attempts may have written
+-- Returns "done", "gone", "conflict", "unknown", or for how many ms another holds the lock. A
+-- repeat finds its own version.
 local holder = redis.call("GET", KEYS[2])
 local staged = ARGV[8] ~= "0" and KEYS[5] ~= KEYS[1]
 
@@ -18,8 +19,9 @@ local function finish(result)
 	return result
 end
 
-local function seen(what, first)
-	for i = #ARGV - 2 * tonumber(ARGV[10]) + first, #ARGV, 2 do
+local first = #ARGV - 2 * tonumber(ARGV[10]) + 1
+local function seen(what, from)
+	for i = from, #ARGV, 2 do
 		if what == ARGV[i] then return true end
 	end
 	return false
@@ -27,14 +29,18 @@ end
 
 local version = redis.call("GET", KEYS[3])
 if version == ARGV[5] then return finish("done") end
-if version and not seen(version, 1) then
+if version and not seen(version, first) then
 	return finish(redis.call("EXISTS", KEYS[1]) == 1 and "conflict" or "gone")
 end
 -- While lock and version are there, nobody else has written, and the value need not be read.
 if not version or holder ~= ARGV[1] then
 	local value = redis.call("GET", KEYS[1])
 	if not value then return finish("gone") end
-	if not seen(redis.sha1hex(value), 2) then return finish("conflict") end
+	local digest = redis.sha1hex(value)
+	if version and not seen(digest, first + 1) then return finish("conflict") end
+	-- Without a version, what an earlier attempt may have written may be another's, who
+	-- wrote the same.
+	if not version and digest ~= ARGV[first + 1] then return finish(seen(digest, first + 1) and "unknown" or "conflict") end
 end
 if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
 	return taken(KEYS[2], KEYS[4], ARGV[2], ARGV[3])
