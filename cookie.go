@@ -215,6 +215,24 @@ func newCodecs(keyPairs [][]byte) []securecookie.Codec {
 	return codecs
 }
 
+// A shortKey can be guessed.
+type shortKey struct {
+	codec securecookie.Codec
+	err   error
+}
+
+func shortKeys(codecs []securecookie.Codec, keyPairs [][]byte) (short []shortKey) {
+	for i, codec := range codecs {
+		if _, bad := codec.(badKeys); bad {
+			continue
+		}
+		if n := len(keyPairs[2*i]); n < minKey {
+			short = append(short, shortKey{codec, fmt.Errorf("redistore: key %d (authentication) has %d bytes: use 32 or 64 random bytes", 2*i+1, n)})
+		}
+	}
+	return short
+}
+
 // idSerializer is securecookie's own, without encoding/gob's cost where it is an ID.
 type idSerializer struct{ securecookie.GobEncoder }
 

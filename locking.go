@@ -355,11 +355,3 @@ func (l *LockingStore) check() error {
 	}
 	return l.Store.check()
 }
-
-// Ping is [Store.Ping] with the lock's configuration.
-func (l *LockingStore) Ping(ctx context.Context) error {
-	if err := l.check(); err != nil {
-		return err
-	}
-	return l.Store.Ping(ctx)
-}

@@ -31,7 +31,6 @@
 package redistore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -136,6 +135,7 @@ type Store struct {
 	CookieStoreUntil time.Time
 
 	client  redis.UniversalClient
+	short   []shortKey // which Ping refuses
 	scripts *script.Runner
 	now     func() time.Time
 }
@@ -153,8 +153,10 @@ func New(client redis.UniversalClient, keyPairs ...[]byte) *Store {
 	if v := reflect.ValueOf(client); v.Kind() == reflect.Pointer && v.IsNil() {
 		client = nil // a *redis.Client that was declared and never made
 	}
+	codecs := newCodecs(keyPairs)
 	return &Store{
-		Codecs:        newCodecs(keyPairs),
+		Codecs:        codecs,
+		short:         shortKeys(codecs, keyPairs),
 		Options:       newOptions(),
 		KeyPrefix:     "session_",
 		Serializer:    GobSerializer{},
@@ -176,18 +178,6 @@ func (s *Store) MaxAge(age int) {
 		s.Options = newOptions()
 	}
 	s.Options.MaxAge = age
-}
-
-// Ping reports whether the store is usable: its configuration first, then whether
-// Redis answers, within 5 seconds. Call it when the program starts, and where an
-// orchestrator asks whether the server is ready.
-func (s *Store) Ping(ctx context.Context) error {
-	if err := s.check(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	return failed("ping", s.client.Ping(ctx).Err())
 }
 
 // Get returns the session of that name, loading it once per request. It is never

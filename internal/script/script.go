@@ -70,9 +70,22 @@ func (r *Runner) Run(ctx context.Context, s *Script, keys []any, args ...any) *r
 	return cmd
 }
 
-func (r *Runner) send(ctx context.Context, s *Script, args []any) *redis.Cmd {
-	cmd := redis.NewCmd(ctx, args...)
+// Eval makes a command that runs the script, for a pipeline; EvalSHA one for after that.
+func (s *Script) Eval(ctx context.Context, keys []any, args ...any) redis.Cmder {
+	return keyed(redis.NewCmd(ctx, command("eval", s.text, keys, args)...))
+}
+
+func (s *Script) EvalSHA(ctx context.Context, keys []any, args ...any) redis.Cmder {
+	return keyed(redis.NewCmd(ctx, command("evalsha", s.digest, keys, args)...))
+}
+
+func keyed(cmd *redis.Cmd) *redis.Cmd {
 	cmd.SetFirstKeyPos(3)
+	return cmd
+}
+
+func (r *Runner) send(ctx context.Context, s *Script, args []any) *redis.Cmd {
+	cmd := keyed(redis.NewCmd(ctx, args...))
 	if s.once {
 		_ = r.Client.Process(ctx, Unrepeated(cmd))
 	} else {
