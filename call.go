@@ -291,7 +291,7 @@ func (c *call) write(ctx context.Context, id string, put writer) (err error) {
 	c.session.ID = id // serializers may depend on it
 	data, err := s.serialize(c.session)
 	if err != nil {
-		return failed("save", err)
+		return fmt.Errorf("redistore: save: %w", err)
 	}
 	if s.MaxLength > 0 && len(data) > s.MaxLength {
 		return fmt.Errorf("%w: %d bytes, MaxLength is %d", ErrTooLarge, len(data), s.MaxLength)

@@ -49,14 +49,14 @@ func Example() {
 
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session")
-		if errors.Is(err, redistore.ErrNotLoaded) {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		if status := redistore.Status(err); status != http.StatusOK {
+			http.Error(w, "please try again", status)
 			return
 		}
 		visits, _ := session.Values["visits"].(int)
 		session.Values["visits"] = visits + 1
 		if err := session.Save(r, w); err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 			return
 		}
 		fmt.Fprintln(w, "visits:", visits+1)
@@ -137,13 +137,13 @@ func ExampleStore() {
 func ExampleStore_Renew() {
 	login := func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session")
-		if errors.Is(err, redistore.ErrNotLoaded) {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		if status := redistore.Status(err); status != http.StatusOK {
+			http.Error(w, "please try again", status)
 			return
 		}
 		session.Values["user"] = "ann"
 		if err := store.Renew(r, w, session); err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 			return
 		}
 		http.Redirect(w, r, "/", http.StatusSeeOther)
@@ -159,7 +159,7 @@ func ExampleStore_Save_logout() {
 		session.Options.MaxAge = -1
 		if err := session.Save(r, w); err != nil {
 			// The cookie is gone, but Redis could not be told.
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 			return
 		}
 		http.Redirect(w, r, "/", http.StatusSeeOther)
@@ -167,17 +167,20 @@ func ExampleStore_Save_logout() {
 	_ = logout
 }
 
-// A cookie that ends with the browser, unless the user asked to be remembered. Options
-// are not stored with the session, so they are set each time it is loaded.
-func ExampleStore_rememberMe() {
-	get := func(r *http.Request) (*sessions.Session, error) {
-		session, err := store.Get(r, "session")
-		if session.Values["remember"] != true {
-			session.Options.MaxAge = 0
+// Remember me: a session that ends with the browser, unless the user has asked for more at
+// the login. The store's Options.MaxAge is 0.
+func ExampleSetMaxAge() {
+	login := func(w http.ResponseWriter, r *http.Request) {
+		session, _ := store.Get(r, "session")
+		session.Values["user"] = "ann"
+		if r.FormValue("remember") == "on" {
+			redistore.SetMaxAge(session, 30*24*60*60) // 30 days
 		}
-		return session, err
+		if err := store.Renew(r, w, session); err != nil {
+			http.Error(w, "please try again", redistore.Status(err))
+		}
 	}
-	_ = get
+	_ = login
 }
 
 // What a provider posts back comes without a SameSite=Lax cookie. The state has a session
@@ -186,13 +189,13 @@ func ExampleStore_oauthState() {
 	login := func(w http.ResponseWriter, r *http.Request) {
 		state, err := store.Get(r, "oauth-state")
 		state.Options.SameSite, state.Options.Secure, state.Options.MaxAge = http.SameSiteNoneMode, true, 10*60 // 10 minutes
-		if errors.Is(err, redistore.ErrNotLoaded) {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		if status := redistore.Status(err); status != http.StatusOK {
+			http.Error(w, "please try again", status)
 			return
 		}
 		state.Values["state"] = rand.Text()
 		if err := state.Save(r, w); err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 		}
 	}
 	_ = login
@@ -206,14 +209,14 @@ func ExampleStore_Renew_overWhatCannotBeRead() {
 			maxAge := session.Options.MaxAge
 			session.Options.MaxAge = -1
 			if err := session.Save(r, w); err != nil { // Redis cannot be reached
-				http.Error(w, "please try again", http.StatusServiceUnavailable)
+				http.Error(w, "please try again", redistore.Status(err))
 				return
 			}
 			session.ID, session.Options.MaxAge = "", maxAge
 		}
 		session.Values["user"] = "ann"
 		if err := store.Renew(r, w, session); err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 		}
 	}
 	_ = login
@@ -224,14 +227,14 @@ func ExampleNewLockingStore() {
 	store := redistore.NewLockingStore(redistore.New(client, key))
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session") // locks
-		if errors.Is(err, redistore.ErrNotLoaded) {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		if status := redistore.Status(err); status != http.StatusOK {
+			http.Error(w, "please try again", status)
 			return
 		}
 		visits, _ := session.Values["visits"].(int)
 		session.Values["visits"] = visits + 1
 		if err := session.Save(r, w); err != nil { // unlocks
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 		}
 	}
 	_ = handler
@@ -249,7 +252,7 @@ func ExampleLockingStore_Update() {
 			return nil // an error saves nothing
 		})
 		if err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 		}
 	}
 	w := httptest.NewRecorder()
@@ -265,7 +268,7 @@ func ExampleLockingStore_logout() {
 		session, _ := store.Store.Get(r, "session") // takes no lock
 		session.Options.MaxAge = -1
 		if err := store.Save(r, w, session); err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 			return
 		}
 		http.Redirect(w, r, "/", http.StatusSeeOther)
@@ -318,13 +321,13 @@ func ExampleSetOwner() {
 func ExampleStore_Revoke() {
 	login := func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session")
-		if errors.Is(err, redistore.ErrNotLoaded) {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+		if status := redistore.Status(err); status != http.StatusOK {
+			http.Error(w, "please try again", status)
 			return
 		}
 		redistore.SetOwner(session, "user:42")
 		if err := store.Renew(r, w, session); err != nil {
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 			return
 		}
 		http.Redirect(w, r, "/", http.StatusSeeOther)
@@ -338,7 +341,7 @@ func ExampleStore_Revoke() {
 		}
 		ended, err := store.Revoke(r.Context(), owner, session.ID)
 		if err != nil { // some of them may be alive
-			http.Error(w, "please try again", http.StatusServiceUnavailable)
+			http.Error(w, "please try again", redistore.Status(err))
 			return
 		}
 		fmt.Fprintln(w, "sessions ended elsewhere:", ended)
@@ -356,7 +359,7 @@ func ExampleStore_Sessions() {
 				err = s.Save(r, w) // this browser's cookie stays
 			}
 			if err != nil && !errors.Is(err, redistore.ErrNotDecoded) {
-				http.Error(w, "please try again", http.StatusServiceUnavailable)
+				http.Error(w, "please try again", redistore.Status(err))
 				return
 			}
 		}

@@ -68,7 +68,7 @@ func (s *Store) try(ctx context.Context, cmds []redis.Cmder, id string) error {
 		return nil
 	}
 	if advice := adviceOn(err.Error()); advice != "" {
-		return fmt.Errorf("redistore: ping: %s: %w", advice, err)
+		err = fmt.Errorf("%s: %w", advice, err)
 	}
 	return failed("ping", err)
 }

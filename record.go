@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	_ "embed" // the scripts
 	"errors"
-	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -331,14 +330,6 @@ func unsettle(err error) error {
 		return err
 	}
 	return unsettled{err}
-}
-
-// failed says which step an error belongs to. The package's own need no such words.
-func failed(step string, err error) error {
-	if err == nil || errors.Is(err, ErrGone) || errors.Is(err, ErrConflict) || errors.Is(err, ErrLocked) {
-		return err
-	}
-	return fmt.Errorf("redistore: %s: %w", step, err)
 }
 
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }

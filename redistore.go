@@ -27,7 +27,7 @@
 // configuration, which [Store.Ping] reports too: call it when the program starts.
 //
 // Save refuses rather than harms: see [ErrGone], [ErrNotLoaded] and
-// [ErrTooLarge].
+// [ErrTooLarge]. [Status] says what to answer to any of these errors.
 package redistore
 
 import (
