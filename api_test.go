@@ -53,6 +53,8 @@ func exported(t *testing.T) string {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
 	must(t, err)
+	more, err := filepath.Glob("redistoretest/*.go")
+	must(t, err)
 	fset := token.NewFileSet()
 	text := func(node any) string {
 		var b bytes.Buffer
@@ -60,12 +62,13 @@ func exported(t *testing.T) string {
 		return regexp.MustCompile(`\s+`).ReplaceAllString(b.String(), " ")
 	}
 	var lines []string
-	for _, name := range files {
+	for _, name := range append(files, more...) {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
 		file, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
 		must(t, err)
+		first := len(lines)
 		ast.FileExports(file)
 		for _, decl := range file.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok {
@@ -91,6 +94,11 @@ func exported(t *testing.T) string {
 						lines = append(lines, line)
 					}
 				}
+			}
+		}
+		if file.Name.Name != "redistore" {
+			for i := range lines[first:] {
+				lines[first+i] = file.Name.Name + ": " + lines[first+i]
 			}
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"time"
 
@@ -472,28 +471,4 @@ func ExampleJSONSerializer() {
 	// Output:
 	// {"user":"ann","visits":3}
 	// JSONSerializer: Values["raw"]: []byte would come back as base64 text
-}
-
-// Handlers are tested on an embedded Redis, with no server to start.
-func Example_testing() {
-	mini, err := miniredis.Run() // in a test: miniredis.RunT(t)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return
-	}
-	defer mini.Close()
-	store := redistore.New(redis.NewClient(&redis.Options{Addr: mini.Addr()}), key)
-
-	w := httptest.NewRecorder()
-	r := httptest.NewRequest("GET", "/", nil)
-	session, _ := store.Get(r, "session")
-	session.Options.MaxAge = 60
-	session.Save(r, w)
-
-	fmt.Println(len(mini.Keys()))
-	mini.FastForward(time.Minute)
-	fmt.Println(len(mini.Keys()))
-	// Output:
-	// 1
-	// 0
 }

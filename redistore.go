@@ -41,6 +41,7 @@ import (
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/redistore/redistore/internal/clock"
 	"github.com/redistore/redistore/internal/script"
 )
 
@@ -166,6 +167,10 @@ func New(client redis.UniversalClient, keyPairs ...[]byte) *Store {
 		scripts:       &script.Runner{Client: client},
 		now:           time.Now,
 	}
+}
+
+func init() {
+	clock.Set = func(store any, now func() time.Time) { store.(*Store).now = now }
 }
 
 // MaxAge sets Options.MaxAge, in seconds, like [sessions.CookieStore.MaxAge]. Call it

@@ -14,16 +14,14 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
+	"github.com/redistore/redistore/redistoretest"
 )
 
 // start starts the whole example.
 func start(t *testing.T) (d *demo, address string) {
 	t.Helper()
-	mini := miniredis.RunT(t)
-	client := redis.NewClient(&redis.Options{Addr: mini.Addr(), MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true})
-	d = newDemo(client, mini, make([]byte, 32))
+	redis := redistoretest.New(t)
+	d = newDemo(redis.Client, redis.Mini, make([]byte, 32))
 	for _, s := range d.Servers {
 		if err := s.start(); err != nil {
 			t.Fatal(err)
@@ -36,7 +34,6 @@ func start(t *testing.T) (d *demo, address string) {
 		for _, s := range d.Servers {
 			s.stop()
 		}
-		client.Close()
 	})
 	return d, front.URL
 }
