@@ -36,15 +36,20 @@ const (
 var idEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 
 // Created returns when the session's ID was made, to the second: the time of the login,
-// if that called Renew. It is the zero time for a session without an ID, and for an ID
-// that another store made.
-func Created(session *sessions.Session) time.Time { return created(session.ID) }
+// if that called Renew. It is the zero time for a session without an ID, for an ID that
+// another store made, and for nil.
+func Created(session *sessions.Session) time.Time {
+	if session == nil {
+		return time.Time{}
+	}
+	return created(session.ID)
+}
 
 // PublicID names a session in a page, a form or a log: 22 letters, digits, "-" and "_".
 // It stays the same until the ID changes. It proves nothing, and the ID cannot be found
 // from it. A session without an ID has none: "".
 func PublicID(session *sessions.Session) string {
-	if session.ID == "" {
+	if session == nil || session.ID == "" {
 		return ""
 	}
 	sum := sha256.Sum256([]byte("public " + session.ID))

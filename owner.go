@@ -58,6 +58,9 @@ func SetOwner(session *sessions.Session, owner string) {
 
 // Owner returns the name given to SetOwner; "" if there is none.
 func Owner(session *sessions.Session) string {
+	if session == nil {
+		return ""
+	}
 	escaped, _ := session.Values[ownerKey].(string)
 	owner, err := url.PathUnescape(escaped)
 	if err != nil {

@@ -121,6 +121,7 @@ func adviceOn(err string) string {
 		{"The user executing the script", lacksRights},
 		{"unknown command", tooOld},
 		{"Unknown Redis command called from script", tooOld},
+		{"Unknown command called from script", tooOld}, // Valkey's
 		{"syntax error", tooOld},
 	} {
 		if strings.Contains(err, known.in) {

@@ -25,6 +25,7 @@ type (
 func init() {
 	gob.Register(bulky{})
 	gob.Register([]bulky{})
+	gob.Register(map[int]bulky{})
 	gob.Register(&chain{})
 	gob.Register(nested{})
 	gob.Register(map[string]any{})
@@ -59,6 +60,16 @@ var plantedGobs = map[string]func() string{
 	"a map that claims to be large": func() string {
 		return gobMessage("\xff\x81\x04\x01\x02\xff\x82\x00\x01\x0c\x01\x10\x00\x00") +
 			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a\x16map[string]interface {}\xff\x82\x01\x00\xfc\x3f\xff\xff\xff")
+	},
+	"a map of large structs that are empty": func() string {
+		entries := ""
+		for i := range 1000 {
+			entries += string(gobUint(uint64(2*i))) + "\x00"
+		}
+		return gobMessage("\xff\x81\x03\x01\x02\xff\x82\x00\x00\x00") +
+			gobMessage("\xff\x83\x04\x01\x02\xff\x84\x00\x01\x04\x01\xff\x82\x00\x00") +
+			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a", string(gobUint(uint64(len("map[int]redistore.bulky")))),
+				"map[int]redistore.bulky\xff\x84\x01\x00", string(gobUint(1000)), entries)
 	},
 	"large structs that are empty": func() string {
 		return gobMessage("\xff\x81\x03\x01\x02\xff\x82\x00\x00\x00") +

@@ -253,3 +253,10 @@ func keepApart(t *testing.T, x trial, a, b keeper, cookie string) {
 	equal(t, "n", count(saved), 1)
 	equal(t, "user", user.user(t, x.plain), "ann")
 }
+
+// TestNoSessionIsNobody: gorilla's registry returns nil for a name that is no cookie's.
+func TestNoSessionIsNobody(t *testing.T) {
+	equal(t, "Owner", Owner(nil), "")
+	equal(t, "PublicID", PublicID(nil), "")
+	equal(t, "Created", Created(nil), time.Time{})
+}
