@@ -79,6 +79,8 @@ func ExampleNew() {
 	client := redis.NewClient(&redis.Options{
 		Addr:                  "localhost:6379",
 		ContextTimeoutEnabled: true,
+		ReadTimeout:           time.Second,     // leaves room for retries within 5 seconds
+		ConnMaxIdleTime:       3 * time.Minute, // less than what lies between allows
 	})
 	store := redistore.New(client, key)
 	_ = store
