@@ -1,0 +1,321 @@
+package redistore_test
+
+import (
+	"context"
+	"errors"
+	"expvar"
+	"fmt"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/gorilla/sessions"
+
+	"github.com/redistore/redistore"
+	"github.com/redistore/redistore/redistoretest"
+)
+
+// The recipes of docs/recipes.md, each with a test.
+
+// keepAlive is a middleware that lets the cookie live on while it is used: it touches the
+// session when a tenth of MaxAge has passed since it last did.
+func keepAlive(store *redistore.Store, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		age := store.Options.MaxAge
+		var last int64 // a cookie that anybody may forge: all that this does is to touch
+		if c, err := r.Cookie("touched"); err == nil {
+			last, _ = strconv.ParseInt(c.Value, 10, 64)
+		}
+		if now := time.Now().Unix(); now-last > int64(age/10) {
+			if session, err := store.Get(r, "session"); err == nil && !session.IsNew && store.Touch(r, w, session) == nil {
+				http.SetCookie(w, &http.Cookie{Name: "touched", Value: strconv.FormatInt(now, 10), Path: "/", MaxAge: age, Secure: true, HttpOnly: true})
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func TestRecipeKeepAlive(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redis.Store()
+	store.MaxAge(1000)
+	handler := keepAlive(store, http.NotFoundHandler())
+	ann := redis.Cookie(store, "session", func(s *sessions.Session) { s.Values["user"] = "ann" })
+	redis.Forward(900 * time.Second)
+	set := redis.Serve(handler, redis.Request("GET", "/", nil, ann)).Result().Cookies()
+	if len(set) != 2 || set[0].Name != "session" || set[1].Name != "touched" {
+		t.Fatalf("set %v", set)
+	}
+	if again := redis.Serve(handler, redis.Request("GET", "/", nil, ann, set[1])).Result().Cookies(); len(again) > 0 {
+		t.Errorf("touched again: %v", again)
+	}
+	redis.Forward(900 * time.Second)
+	if s, _ := store.Get(redis.Request("GET", "/", nil, ann), "session"); s.IsNew {
+		t.Error("it has ended")
+	}
+}
+
+// TestRecipePeek reads without extending an idle session, for a page that polls.
+func TestRecipePeek(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redis.Store()
+	store.IdleTimeout = time.Minute
+	peeking := redistore.New(redis.Client, testKey)
+	store.Codecs = peeking.Codecs
+	ann := redis.Cookie(store, "session", func(s *sessions.Session) { s.Values["user"] = "ann" })
+	for range 3 {
+		redis.Forward(25 * time.Second)
+		_, _ = peeking.Get(redis.Request("GET", "/", nil, ann), "session")
+	}
+	if s, _ := store.Get(redis.Request("GET", "/", nil, ann), "session"); !s.IsNew {
+		t.Error("the page that polls has kept it alive")
+	}
+}
+
+var testKey = []byte("another key that is good for tests")
+
+// inHeader lets clients without cookies send the session in a header, and get it there.
+func inHeader(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Header.Del("Cookie") // this API knows no other way, so that no browser can be used against it
+		if token := r.Header.Get("X-Session"); token != "" {
+			r.AddCookie(&http.Cookie{Name: "session", Value: token})
+		}
+		next.ServeHTTP(headerWriter{w}, r)
+	})
+}
+
+type headerWriter struct{ http.ResponseWriter }
+
+func (w headerWriter) WriteHeader(code int) {
+	for _, line := range w.Header()["Set-Cookie"] {
+		if c, err := http.ParseSetCookie(line); err == nil && c.Name == "session" {
+			w.Header().Set("X-Session", c.Value) // empty: it has ended
+		}
+	}
+	w.Header().Del("Set-Cookie")
+	w.ResponseWriter.WriteHeader(code)
+}
+
+func (w headerWriter) Write(b []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	return w.ResponseWriter.Write(b)
+}
+
+func TestRecipeHeader(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redis.Store()
+	handler := inHeader(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session")
+		n, _ := session.Values["n"].(int)
+		session.Values["n"] = n + 1
+		if err == nil {
+			err = session.Save(r, w)
+		}
+		w.WriteHeader(redistore.Status(err))
+		_ = n
+	}))
+	first := redis.Serve(handler, redis.Request("GET", "/", nil))
+	token := first.Header().Get("X-Session")
+	if token == "" || len(first.Header()["Set-Cookie"]) > 0 {
+		t.Fatalf("the headers are %v", first.Header())
+	}
+	r := redis.Request("GET", "/", nil)
+	r.Header.Set("X-Session", token)
+	redis.Serve(handler, r)
+	r = httptest.NewRequest("GET", "/", nil)
+	r.AddCookie(&http.Cookie{Name: "session", Value: token})
+	if s, _ := store.Get(r, "session"); s.Values["n"] != 2 {
+		t.Errorf("the session has %v", s.Values)
+	}
+}
+
+// atMostThree ends the oldest sessions of whoever has just logged in.
+func atMostThree(store *redistore.Store, w http.ResponseWriter, r *http.Request, session *sessions.Session) error {
+	redistore.SetOwner(session, "user:42")
+	if err := store.Renew(r, w, session); err != nil {
+		return err
+	}
+	_, err := store.Limit(r.Context(), "user:42", 3, session.ID)
+	return err
+}
+
+func TestRecipeAtMostThree(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redis.Store()
+	for range 5 {
+		r := redis.Request("GET", "/", nil)
+		session, _ := store.Get(r, "session")
+		if err := atMostThree(store, httptest.NewRecorder(), r, session); err != nil {
+			t.Fatal(err)
+		}
+		redis.Forward(time.Second)
+	}
+	n := 0
+	for range store.Sessions(t.Context(), "user:42") {
+		n++
+	}
+	if n != 3 {
+		t.Errorf("%d sessions", n)
+	}
+}
+
+// backChannelLogout ends what a provider says is over (OpenID Connect Back-Channel Logout
+// 1.0). verified returns the token's issuer and subject; at the login, they were the owner.
+func backChannelLogout(store *redistore.Store, verified func(token string) (issuer, subject string, err error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		issuer, subject, err := verified(r.FormValue("logout_token"))
+		if err != nil {
+			http.Error(w, "invalid token", http.StatusBadRequest)
+			return
+		}
+		if _, err := store.Revoke(r.Context(), issuer+" "+subject); err != nil {
+			http.Error(w, "please try again", redistore.Status(err))
+		}
+	}
+}
+
+func TestRecipeBackChannelLogout(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redis.Store()
+	handler := backChannelLogout(store, func(token string) (string, string, error) {
+		if token != "good" {
+			return "", "", errors.New("not signed")
+		}
+		return "https://id.example.com", "ann", nil
+	})
+	ann := redis.Cookie(store, "session", func(s *sessions.Session) { redistore.SetOwner(s, "https://id.example.com ann") })
+	for token, want := range map[string]int{"bad": http.StatusBadRequest, "good": http.StatusOK} {
+		if w := redis.Serve(handler, redis.Request("POST", "/?logout_token="+token, nil)); w.Code != want {
+			t.Errorf("%s: got %d", token, w.Code)
+		}
+	}
+	if s, _ := store.Get(redis.Request("GET", "/", nil, ann), "session"); !s.IsNew {
+		t.Error("the session lives")
+	}
+	redis.Cookie(store, "session", func(s *sessions.Session) { redistore.SetOwner(s, "https://id.example.com ann") })
+	redis.Fail(errors.New("redis is down"))
+	if w := redis.Serve(handler, redis.Request("POST", "/?logout_token=good", nil)); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("while Redis is down: %d", w.Code)
+	}
+}
+
+// ready answers an orchestrator's readiness probe.
+func ready(store *redistore.LockingStore) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := store.Ping(r.Context()); err != nil {
+			log.Print(err) // it says what to change; a visitor need not know
+			http.Error(w, "not ready", redistore.Status(err))
+		}
+	}
+}
+
+func TestRecipeReady(t *testing.T) {
+	redis := redistoretest.New(t)
+	handler := ready(redistore.NewLockingStore(redis.Store()))
+	if w := redis.Serve(handler, redis.Request("GET", "/ready", nil)); w.Code != http.StatusOK {
+		t.Errorf("got %d", w.Code)
+	}
+	log.SetOutput(t.Output())
+	defer log.SetOutput(log.Default().Writer())
+	redis.Fail(errors.New("redis is down"))
+	if w := redis.Serve(handler, redis.Request("GET", "/ready", nil)); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("while Redis is down: %d", w.Code)
+	}
+}
+
+// both is the store of a first deployment, where servers are replaced one by one: it reads
+// what CookieStore and redistore have written, and writes each where it came from. It is the
+// way back too.
+type both struct {
+	cookies *sessions.CookieStore
+	redis   *redistore.Store
+}
+
+func (b both) Get(r *http.Request, name string) (*sessions.Session, error) {
+	return sessions.GetRegistry(r).Get(b, name)
+}
+
+func (b both) New(r *http.Request, name string) (*sessions.Session, error) {
+	session, err := b.redis.New(r, name)
+	if !session.IsNew || errors.Is(err, redistore.ErrNotLoaded) {
+		return session, err
+	}
+	return b.cookies.New(r, name)
+}
+
+func (b both) Save(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
+	if session.ID != "" {
+		return b.redis.Save(r, w, session)
+	}
+	return b.cookies.Save(r, w, session)
+}
+
+// TestRecipeServerByServer sends a visitor to servers of all three releases, in any order.
+func TestRecipeServerByServer(t *testing.T) {
+	redis := redistoretest.New(t)
+	cookies := sessions.NewCookieStore(testKey)
+	first := both{cookies, redistore.New(redis.Client, testKey)}
+	second := redistore.New(redis.Client, testKey) // the second deployment
+	second.CookieStoreUntil = time.Now().Add(time.Hour)
+	for _, way := range [][]sessions.Store{
+		{cookies, first, first, second, first, second, second},
+		{cookies, first, cookies, first, second, first}, // and back, before all had the second
+	} {
+		jar := map[string]*http.Cookie{}
+		for n, store := range way {
+			r, w := redis.Request("GET", "/", nil), httptest.NewRecorder()
+			for _, c := range jar {
+				r.AddCookie(c)
+			}
+			session, err := store.Get(r, "session")
+			if err != nil {
+				t.Fatalf("server %d: %v", n, err)
+			}
+			if seen, _ := session.Values["n"].(int); seen != n {
+				t.Fatalf("server %d sees %d", n, seen)
+			}
+			session.Values["n"] = n + 1
+			if err := session.Save(r, w); err != nil {
+				t.Fatalf("server %d: %v", n, err)
+			}
+			for _, c := range w.Result().Cookies() {
+				jar[c.Name] = c
+			}
+		}
+	}
+}
+
+// A server stops when its last request has been answered; the client is closed after that.
+func Example_shutdown() {
+	serve := func(ctx context.Context, server *http.Server) error {
+		go func() {
+			<-ctx.Done() // of signal.NotifyContext
+			patience, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			_ = server.Shutdown(patience)
+		}()
+		err := server.ListenAndServe()
+		return errors.Join(err, client.Close())
+	}
+	_ = serve
+}
+
+// Metrics of the lock and of the connections.
+func Example_metrics() {
+	store := redistore.NewLockingStore(store)
+	expvar.Publish("sessions_lock", expvar.Func(func() any { return store.Stats() }))
+	expvar.Publish("sessions_pool", expvar.Func(func() any { return client.PoolStats() }))
+}
+
+// Requests that another site makes a browser send are refused, whatever cookie they carry.
+func Example_csrf() {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /transfer", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "done") })
+	handler := http.NewCrossOriginProtection().Handler(mux)
+	_ = handler
+}
