@@ -42,7 +42,7 @@ func TestPingFindsAReplica(t *testing.T) {
 
 	primary, replica := topology.Start(t), topology.Start(t)
 	host, port, _ := strings.Cut(primary.Addr, ":")
-	must(t, replica.Client().SlaveOf(t.Context(), host, port).Err())
+	must(t, replica.Client().ReplicaOf(t.Context(), host, port).Err())
 	topology.Wait(t, "the replica is in sync", func() error {
 		info, err := replica.Client().Info(t.Context(), "replication").Result()
 		if err == nil && !strings.Contains(info, "master_link_status:up") {
