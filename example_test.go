@@ -5,12 +5,14 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"time"
 
@@ -105,6 +107,16 @@ func ExampleNew_ring() {
 		HeartbeatFn:           func(context.Context, *redis.Client) bool { return true },
 		ContextTimeoutEnabled: true,
 	})
+	store := redistore.New(client, key)
+	_ = store
+}
+
+// Keys come from the environment, where they are text.
+func ExampleNew_keyFromTheEnvironment() {
+	key, err := hex.DecodeString(os.Getenv("SESSION_KEY")) // of openssl rand -hex 32
+	if err != nil || len(key) != 32 {
+		log.Fatal("SESSION_KEY: make it with openssl rand -hex 32")
+	}
 	store := redistore.New(client, key)
 	_ = store
 }
