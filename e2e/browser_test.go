@@ -107,6 +107,9 @@ func tour(t *testing.T, open func(*testing.T, string) tab, url string) {
 	here.click(`#logout-race button`)
 	here.has(`#logout-race`, "Ann is logged in again", "nobody is logged in")
 
+	here.click(`#login-race button`)
+	here.has(`#login-race`, "nobody is logged in", "Ann is logged in", "5 were refused")
+
 	there := open(t, url)
 	there.login("Ann")
 	there.has(`#logins`, "this browser", "Log out there")

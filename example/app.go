@@ -159,7 +159,11 @@ func (a *app) logout(w http.ResponseWriter, r *http.Request) {
 		a.problem(w, http.StatusServiceUnavailable, "You are logged out in this browser: its cookie is gone. But Redis could not be told, and keeps the session until it expires.")
 		return
 	}
-	http.Redirect(w, r, "/#session", http.StatusSeeOther)
+	// The goodbye is said in a session of its own, which nobody is logged in to.
+	next := sessions.NewSession(a.store.Store, cookieName)
+	next.IsNew = true
+	next.AddFlash(fmt.Sprintf("Goodbye! %s ended your session.", a))
+	a.finish(w, r, a.store.Store.Save(r, w, next), "/#session")
 }
 
 // logoutThere ends one of the user's other sessions.

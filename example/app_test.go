@@ -263,6 +263,41 @@ func TestTheLogoutRace(t *testing.T) {
 		"It saves nothing.", "The next page: nobody is logged in.", "logged in as Bob")
 }
 
+func TestTheLoginRace(t *testing.T) {
+	_, address := start(t)
+	b := open(t, address)
+	b.login("Bob")
+	b.want(b.post("/login-race", nil),
+		"Of the five late requests, 0 were refused.", "The next page: nobody is logged in.",
+		"Of the five late requests, 5 were refused.", "The next page: Ann is logged in.", "logged in as Bob")
+}
+
+func TestWhoeverLogsOutIsToldSo(t *testing.T) {
+	_, address := start(t)
+	b := open(t, address)
+	b.login("Ann")
+	page := b.post("/logout", nil)
+	b.want(page, "Goodbye!", "ended your session.", "Your name")
+	b.wantNot(b.get("/"), "Goodbye!", "logged in as")
+}
+
+// TestADoubleClickIsOneLogin sends the form twice at once, as a hurried visitor does.
+func TestADoubleClickIsOneLogin(t *testing.T) {
+	for range 10 {
+		_, address := start(t)
+		b := open(t, address)
+		b.get("/")
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() { b.login("Ann") })
+		}
+		both.Wait()
+		page := b.get("/")
+		b.want(page, "logged in as Ann", "this browser")
+		b.wantNot(page, "Log out there")
+	}
+}
+
 func TestRedisIsLostAndComesBack(t *testing.T) {
 	d, address := start(t)
 	b := open(t, address)
@@ -271,7 +306,7 @@ func TestRedisIsLostAndComesBack(t *testing.T) {
 	for _, path := range []string{"/", "/look"} {
 		b.want(b.get(path), "503", "Redis cannot be reached", "Try again")
 	}
-	for _, path := range []string{"/login?name=Bob", "/basket?item=tea", "/logout-there?login=x", "/logout-elsewhere", "/race", "/logout-race"} {
+	for _, path := range []string{"/login?name=Bob", "/basket?item=tea", "/logout-there?login=x", "/logout-elsewhere", "/race", "/logout-race", "/login-race"} {
 		b.want(b.post(path, nil), "503", "Redis cannot be reached")
 	}
 	b.want(b.post("/redis", url.Values{"do": {"stop"}}), "503")
@@ -293,7 +328,7 @@ func TestNobodyGetsIn(t *testing.T) {
 	_, address := start(t)
 	b := open(t, address)
 	b.login("Ann")
-	for _, path := range []string{"/login", "/basket", "/logout", "/logout-there", "/logout-elsewhere", "/race", "/logout-race", "/servers/1", "/redis"} {
+	for _, path := range []string{"/login", "/basket", "/logout", "/logout-there", "/logout-elsewhere", "/race", "/logout-race", "/login-race", "/servers/1", "/redis"} {
 		b.want(b.send("POST", path, nil, http.Header{"Sec-Fetch-Site": {"cross-site"}}), "403")
 		b.want(b.send("POST", path, nil, http.Header{"Origin": {"http://elsewhere.example"}}), "403")
 		b.want(b.send("GET", path, nil, nil), "40") // 404 or 405

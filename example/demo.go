@@ -83,6 +83,7 @@ func (d *demo) record(ctx context.Context, key string) (record, error) {
 func init() {
 	gob.Register(raceResult{}) // or they could not be kept in a session
 	gob.Register(logoutResult{})
+	gob.Register(loginResult{})
 	gob.Register(scratch{})
 }
 
@@ -107,6 +108,14 @@ type leftover struct {
 	User    string // of the next page
 }
 
+type loginResult struct{ Last, Ours loggedIn }
+
+// loggedIn is what a page's late requests leave of a login.
+type loggedIn struct {
+	Refused int
+	User    string // of the next page
+}
+
 func (d *demo) routes(mux *http.ServeMux, a *app) {
 	mux.HandleFunc("POST /race", func(w http.ResponseWriter, r *http.Request) {
 		without, err := d.race(r.Context(), "plain")
@@ -120,6 +129,13 @@ func (d *demo) routes(mux *http.ServeMux, a *app) {
 		ours, err2 := d.logoutRace(r.Context(), "lock")
 		a.note(w, r, errors.Join(err, err2), "/#logout-race", func(s *sessions.Session) {
 			s.Values["logout race"] = logoutResult{last, ours}
+		})
+	})
+	mux.HandleFunc("POST /login-race", func(w http.ResponseWriter, r *http.Request) {
+		last, err := d.loginRace(r.Context(), "last write wins")
+		ours, err2 := d.loginRace(r.Context(), "plain")
+		a.note(w, r, errors.Join(err, err2), "/#login-race", func(s *sessions.Session) {
+			s.Values["login race"] = loginResult{last, ours}
 		})
 	})
 	mux.HandleFunc("POST "+d.scratch+"/{do}", a.act)
@@ -151,8 +167,8 @@ func (d *demo) race(ctx context.Context, store string) (c count, err error) {
 	return c, err
 }
 
-// A meeting makes a slow request save just after the logout.
-type meeting struct{ loaded, loggedOut chan struct{} }
+// A meeting makes a slow request save just after the logout, or the login, is over.
+type meeting struct{ loaded, over chan struct{} }
 
 // logoutRace logs out while a slow request has the session in its hands.
 func (d *demo) logoutRace(ctx context.Context, store string) (leftover, error) {
@@ -174,7 +190,7 @@ func (d *demo) logoutRace(ctx context.Context, store string) (leftover, error) {
 		return leftover{}, err
 	}
 	_, err := v.send(ctx, "logout")
-	close(m.loggedOut)
+	close(m.over)
 	saved := <-slow
 	refused := errors.Is(saved, redistore.ErrGone)
 	if refused {
@@ -182,6 +198,45 @@ func (d *demo) logoutRace(ctx context.Context, store string) (leftover, error) {
 	}
 	next, err2 := v.send(ctx, "show")
 	return leftover{refused, next.User}, errors.Join(err, saved, err2)
+}
+
+// loginRace logs in while five requests have the session from before in their hands.
+func (d *demo) loginRace(ctx context.Context, store string) (in loggedIn, err error) {
+	v := d.newVisitor(store)
+	if _, err := v.send(ctx, "visit"); err != nil {
+		return in, err
+	}
+	const late = 5
+	var all [late]*meeting
+	ended := make(chan error, late)
+	for i := range all {
+		name := rand.Text()
+		all[i] = &meeting{make(chan struct{}), make(chan struct{})}
+		d.meetings.Store(name, all[i])
+		defer d.meetings.Delete(name)
+		go func() {
+			_, err := v.send(ctx, "slow?meeting="+name)
+			ended <- err
+		}()
+		select {
+		case <-all[i].loaded:
+		case err := <-ended: // it never came so far
+			return in, err
+		}
+	}
+	_, err = v.send(ctx, "renew")
+	for _, m := range all {
+		close(m.over)
+		saved := <-ended
+		if errors.Is(saved, redistore.ErrGone) {
+			in.Refused++
+			saved = nil
+		}
+		err = errors.Join(err, saved)
+	}
+	next, err2 := v.send(ctx, "show")
+	in.User = next.User
+	return in, errors.Join(err, err2)
 }
 
 // visitor is a browser.
@@ -240,7 +295,7 @@ func (a *app) act(w http.ResponseWriter, r *http.Request) {
 	s, _ := session.Values["scratch"].(scratch)
 	session.Options.MaxAge = 60 // seconds
 	switch do {
-	case "login":
+	case "login", "renew":
 		s.User = "Ann"
 	case "add":
 		a.demo.work()
@@ -251,7 +306,11 @@ func (a *app) act(w http.ResponseWriter, r *http.Request) {
 		session.Options.MaxAge = -1
 	}
 	session.Values["scratch"] = s
-	if do != "show" {
+	switch do {
+	case "show":
+	case "renew":
+		err = a.store.Store.Renew(r, w, session)
+	default:
 		err = store.Save(r, w, session)
 	}
 	switch {
@@ -264,12 +323,12 @@ func (a *app) act(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// meet waits, with a session that is loaded, until it is logged out.
+// meet waits, with a session that is loaded, until what it meets is over.
 func (d *demo) meet(r *http.Request) {
 	if m, ok := d.meetings.Load(r.FormValue("meeting")); ok {
 		close(m.(*meeting).loaded)
 		select {
-		case <-m.(*meeting).loggedOut:
+		case <-m.(*meeting).over:
 		case <-r.Context().Done():
 		}
 	}
