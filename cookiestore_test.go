@@ -17,7 +17,7 @@ import (
 	"github.com/gorilla/sessions"
 )
 
-// What TestLikeCookieStore allows to differ, as README says it under Moving in. What ends a
+// What TestLikeCookieStore allows to differ, as docs/moving-in.md says it. What ends a
 // sequence is that the two stores have different sessions from then on.
 var movingIn = []string{
 	"Two Saves in one response send one cookie, the later one.",
@@ -30,11 +30,11 @@ var movingIn = []string{
 // TestLikeCookieStore does the same at random with CookieStore and with ours: what a
 // handler sees and what a browser gets must be equal, but for movingIn.
 func TestLikeCookieStore(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("docs/moving-in.md")
 	must(t, err)
 	for _, sentence := range movingIn {
 		if !strings.Contains(string(readme), sentence) {
-			t.Errorf("README does not say: %s", sentence)
+			t.Errorf("docs/moving-in.md does not say: %s", sentence)
 		}
 	}
 	onServers(t, func(t *testing.T, srv *server) {

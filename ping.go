@@ -132,6 +132,6 @@ func adviceOn(err string) string {
 }
 
 const (
-	lacksRights = "the Redis user lacks a right: give it what the README's ACL rule has"
+	lacksRights = "the Redis user lacks a right: give it what the ACL rule in docs/production.md has"
 	tooOld      = "this Redis lacks a command: it takes Redis 6.2 or later, or any Valkey, with scripts"
 )

@@ -153,25 +153,39 @@ func TestNamedTestsExist(t *testing.T) {
 	}
 }
 
-// TestFiguresNameTheirCommand shows that whoever doubts a figure of the README is told
-// how to measure it: in the same section.
+// TestFiguresNameTheirCommand shows that whoever doubts a figure is told how to measure it:
+// in the same section.
 func TestFiguresNameTheirCommand(t *testing.T) {
 	t.Parallel()
 	figure := regexp.MustCompile(`\d\s?(?:µs|ms|s|KB|MB|GB|KiB|MiB|GiB|bytes|×|%)(?:\W|$)`)
 	command := regexp.MustCompile("`(?:cd [a-z0-9/]+ && )?go (?:run|test) [^`]+`|(?m)^(?:cd [a-z0-9/]+ && )?go (?:run|test) ")
-	readme := documents(t)["README.md"]
-	found := 0
-	for _, section := range regexp.MustCompile(`(?m)^## `).Split(readme, -1) {
-		title, text, _ := strings.Cut(section, "\n")
-		if !slices.Contains([]string{"Speed", "Sizing", "Proof"}, title) {
-			continue
+	docs := documents(t)
+	for name, title := range map[string]string{"docs/performance.md": "Performance", "docs/production.md": "Sizing", "docs/proof.md": "Under fault"} {
+		found := false
+		for _, section := range regexp.MustCompile(`(?m)^##? `).Split(docs[name], -1) {
+			heading, text, _ := strings.Cut(section, "\n")
+			if heading != title {
+				continue
+			}
+			found = true
+			if figure.MatchString(text) && !command.MatchString(text) {
+				t.Errorf("%s, %s has figures such as %q, and no command that makes them", name, title, figure.FindString(text))
+			}
 		}
-		found++
-		if figure.MatchString(text) && !command.MatchString(text) {
-			t.Errorf("%s has figures such as %q, and no command that makes them", title, figure.FindString(text))
+		if !found {
+			t.Errorf("%s has no section %q", name, title)
 		}
 	}
-	if found == 0 {
-		t.Error("none of the sections was found")
+}
+
+// TestTheREADMEIsShort enough to be read.
+func TestTheREADMEIsShort(t *testing.T) {
+	t.Parallel()
+	readme := documents(t)["README.md"]
+	if n := strings.Count(readme, "\n"); n > 200 {
+		t.Errorf("it has %d lines", n)
+	}
+	if n := len(strings.Fields(readme)); n > 2000 {
+		t.Errorf("it has %d words", n)
 	}
 }

@@ -80,10 +80,10 @@ func startRedis(t *testing.T, config ...string) *server {
 }
 
 // secure returns what lets the server speak TLS, and the stores be a user who may send
-// no other commands than the README says.
+// no other commands than docs/production.md says.
 func (s *server) secure(t *testing.T) (config []string) {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("docs/production.md")
 	must(t, err)
 	rule := regexp.MustCompile(`(?m)^ACL SETUSER (\S+) (on >password .*)$`).FindStringSubmatch(string(readme))
 	s.user = rule[1]
@@ -110,7 +110,7 @@ func (s *server) ready(t testing.TB) *server {
 	return s
 }
 
-// options are those of a client of the server, set up as the README says.
+// options are those of a client of the server, set up as docs/production.md says.
 func (s *server) options() *redis.Options {
 	o := &redis.Options{Addr: s.addr, ContextTimeoutEnabled: true, TLSConfig: s.tls}
 	if s.user != "" {

@@ -366,7 +366,7 @@ const maxAge = 30 * 24 * time.Hour // of every session
 // A dialer connects to Redis; nil: as the client would.
 type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// settings are those that the README recommends. The pool is go-redis' default, 10
+// settings are those that docs/production.md recommends. The pool is go-redis' default, 10
 // connections for each core: more do not help where cores are what is short.
 func settings(addr string, dial dialer) *redis.Options {
 	return &redis.Options{Addr: addr, ContextTimeoutEnabled: true, Dialer: dial, PoolSize: *pool}

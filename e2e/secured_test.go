@@ -29,20 +29,20 @@ import (
 	"github.com/redistore/redistore/e2e/topology"
 )
 
-// aclRule is the one that the README gives.
+// aclRule is the one that docs/production.md gives.
 func aclRule(t *testing.T) []string {
 	t.Helper()
-	readme, err := os.ReadFile("../README.md")
+	readme, err := os.ReadFile("../docs/production.md")
 	must(t, err)
 	rule := regexp.MustCompile(`(?m)^ACL SETUSER (.*)$`).FindSubmatch(readme)
 	if rule == nil {
-		t.Fatal("the README has no ACL SETUSER")
+		t.Fatal("docs/production.md has no ACL SETUSER")
 	}
 	return strings.Fields(string(rule[1]))
 }
 
 // TestTheACLRuleIsEnoughAndNotMore runs everything as a user who may do what the
-// README's rule allows, and then without each of its commands, which must be missed.
+// rule in docs/production.md allows, and then without each of its commands, which must be missed.
 func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 	rule := aclRule(t)
 	server := topology.Start(t)
@@ -80,7 +80,7 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 	}
 }
 
-// TestTheACLRuleOnACluster adds what the README says that a Cluster needs.
+// TestTheACLRuleOnACluster adds what docs/production.md says that a Cluster needs.
 func TestTheACLRuleOnACluster(t *testing.T) {
 	rule := append(aclRule(t), "+cluster|slots", "+command")
 	nodes := topology.Cluster(t, 3, 0)

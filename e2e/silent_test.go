@@ -16,7 +16,7 @@ import (
 	"github.com/redistore/redistore/e2e/topology"
 )
 
-// What the README's client settings say.
+// What docs/production.md says of the client's settings.
 const (
 	readTimeout     = time.Second
 	connMaxIdleTime = 3 * time.Minute
@@ -71,7 +71,7 @@ func (all *wires) die(reset bool) (n int) {
 }
 
 // TestConnectionsThatDiedAreReplaced within a call, on all kinds of client, with the settings
-// of the README.
+// of docs/production.md.
 func TestConnectionsThatDiedAreReplaced(t *testing.T) {
 	cluster := topology.Addrs(topology.Cluster(t, 3, 0))
 	_, sentinels := topology.Sentinels(t, 1)

@@ -16,7 +16,7 @@ import (
 	"github.com/redistore/redistore"
 )
 
-// The README quotes this.
+// docs/production.md quotes this.
 func Example_telemetry() {
 	client := redis.NewClient(&redis.Options{Addr: "localhost:6379", ContextTimeoutEnabled: true})
 	if err := redisotel.InstrumentTracing(client, redisotel.WithDBStatement(false)); err != nil {
@@ -26,7 +26,7 @@ func Example_telemetry() {
 	_ = store
 }
 
-// TestTracesDoNotHaveTheSession shows why the README asks for WithDBStatement(false), and
+// TestTracesDoNotHaveTheSession shows why docs/production.md asks for WithDBStatement(false), and
 // that it is enough: neither values nor IDs leave with a span, whatever the store does.
 func TestTracesDoNotHaveTheSession(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -34,7 +34,7 @@ func TestTracesDoNotHaveTheSession(t *testing.T) {
 		leaks   bool
 	}{
 		"by default":         {nil, true},
-		"as the README says": {[]redisotel.TracingOption{redisotel.WithDBStatement(false)}, false},
+		"as docs/production.md says": {[]redisotel.TracingOption{redisotel.WithDBStatement(false)}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spans := tracetest.NewInMemoryExporter()

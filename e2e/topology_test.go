@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -89,6 +90,7 @@ func lifeOfASession(t *testing.T, client redis.UniversalClient) {
 		b := browser{}
 		s, r, end := b.get(t, store)
 		s.Values["user"] = "ann"
+		s.Values["large"] = strings.Repeat("x", i%3*(16<<10)) // which the lock writes in a way of its own
 		redistore.SetOwner(s, "ann")
 		w := httptest.NewRecorder()
 		must(t, s.Save(r, w))
@@ -223,11 +225,11 @@ func TestAFailoverNeedsNoRestart(t *testing.T) {
 	equal(t, "values", []any{s.Values["user"], s.Values["n"]}, []any{"ann", 1})
 }
 
-// TestAShardThatIsDownKeepsItsSessions is why the README asks for a HeartbeatFn: by
+// TestAShardThatIsDownKeepsItsSessions is why docs/production.md asks for a HeartbeatFn: by
 // default a Ring moves the keys of a shard that is down to the others, where a logout
 // finds nothing to delete, and moves them back later.
 func TestAShardThatIsDownKeepsItsSessions(t *testing.T) {
-	for name, keeps := range map[string]bool{"by default": false, "as the README has it": true} {
+	for name, keeps := range map[string]bool{"by default": false, "as docs/production.md has it": true} {
 		t.Run(name, func(t *testing.T) {
 			nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
 			options := &redis.RingOptions{

@@ -103,7 +103,7 @@ func (c clients) open() redis.UniversalClient {
 		}
 		return redis.NewRing(&redis.RingOptions{
 			Addrs: shards, Dialer: dial, ReadTimeout: reply, ContextTimeoutEnabled: true,
-			// A shard that does not answer keeps its sessions: see the README.
+			// A shard that does not answer keeps its sessions: see docs/production.md.
 			HeartbeatFn: func(context.Context, *redis.Client) bool { return true },
 		})
 	}
