@@ -99,14 +99,21 @@ func (l *Locker) last(key string) bool {
 	return q == nil || len(q.waiting) == 0
 }
 
+// holder returns the lease of whoever has the turn, or nil.
+func (l *Locker) holder(key string) *Lease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.lines[key]; q != nil {
+		return q.holder
+	}
+	return nil
+}
+
 // Forget ends this process' leases of keys that were deleted, so that those who wait see it.
 func (l *Locker) Forget(keys ...string) {
 	for _, key := range keys {
-		l.mu.Lock()
-		q := l.lines[key]
-		l.mu.Unlock()
-		if q != nil {
-			q.holder.end()
+		if holder := l.holder(key); holder != nil {
+			holder.end()
 		}
 	}
 }

@@ -120,13 +120,22 @@ func TestWhoGivesUpIsPassedOver(t *testing.T) {
 // TestNoTurnIsLostOrDoubled has many come, leave and give up at random.
 func TestNoTurnIsLostOrDoubled(t *testing.T) {
 	l := newLine()
-	keys := []string{"a", "b", "c"}
+	keys := []string{"a", "b", "c", "forgotten"}
 	var inside [3]int // guarded by the turn
 	var all sync.WaitGroup
+	for range 4 { // of a session that is deleted again and again, nobody is sure to have the turn
+		all.Go(func() {
+			for range 1000 {
+				if lease, err := l.attempt(want(keys[3])).enter(context.Background()); err == nil {
+					lease.end()
+				}
+			}
+		})
+	}
 	for range 32 {
 		all.Go(func() {
 			for range 300 {
-				i := rand.IntN(len(keys))
+				i := rand.IntN(3)
 				ctx, end := context.WithCancel(context.Background())
 				w := want(keys[i])
 				if rand.IntN(3) == 0 {
@@ -144,6 +153,7 @@ func TestNoTurnIsLostOrDoubled(t *testing.T) {
 					}
 					inside[i]--
 					lease.end()
+					l.Forget("none", keys[3]) // while others come and go
 				} else if !errors.Is(err, ErrLocked) {
 					t.Error(err)
 				}
