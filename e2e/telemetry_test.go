@@ -33,7 +33,7 @@ func TestTracesDoNotHaveTheSession(t *testing.T) {
 		options []redisotel.TracingOption
 		leaks   bool
 	}{
-		"by default":         {nil, true},
+		"by default":                 {nil, true},
 		"as docs/production.md says": {[]redisotel.TracingOption{redisotel.WithDBStatement(false)}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

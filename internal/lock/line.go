@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/redistore/redistore/internal/script"
 )
 
 // A line is made of those of this process who want one key: first come, first served, and
@@ -24,7 +26,7 @@ type turn struct {
 // enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
 func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	l := a.locker
-	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner}
+	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner, ttl: a.TTL}
 	l.mu.Lock()
 	q := l.lines[a.Key]
 	if q == nil {
@@ -126,6 +128,7 @@ type Lease struct {
 	keys   []any // of the scripts
 	token  string
 	owner  any
+	ttl    time.Duration
 
 	mu     sync.Mutex
 	over   bool        // nobody may share it any more
@@ -197,8 +200,24 @@ func (l *Lease) Release() {
 	}
 }
 
-// release gives up what may be locked, and then lets the next of this process ask.
+// release gives up what may be locked, and then lets the next of this process ask. A Redis
+// that was stopped may yet get the request that locks, so it is told again until the lock
+// has run out.
 func (l *Lease) release() {
-	l.locker.unlock(context.Background(), l.keys, l.token, false)
+	err := l.locker.unlock(context.Background(), l.keys, l.token, false)
 	l.end()
+	if err != nil && !script.IsReply(err) {
+		go l.releaseAgain()
+	}
 }
+
+func (l *Lease) releaseAgain() {
+	for until := time.Now().Add(l.ttl); time.Now().Before(until); {
+		time.Sleep(min(l.ttl, retryRelease))
+		if l.locker.unlock(context.Background(), l.keys, l.token, false) == nil {
+			return
+		}
+	}
+}
+
+const retryRelease = 250 * time.Millisecond

@@ -126,9 +126,11 @@ func TestNoTurnIsLostOrDoubled(t *testing.T) {
 	for range 4 { // of a session that is deleted again and again, nobody is sure to have the turn
 		all.Go(func() {
 			for range 1000 {
-				if lease, err := l.attempt(want(keys[3])).enter(context.Background()); err == nil {
+				a := l.attempt(want(keys[3]))
+				if lease, err := a.enter(context.Background()); err == nil {
 					lease.end()
 				}
+				a.end()
 			}
 		})
 	}

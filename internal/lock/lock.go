@@ -97,14 +97,15 @@ func ended(ctx context.Context, err error) error {
 
 // unlock gives the lock up, and the process' place in the queue too if nobody of it waits.
 // If that fails, both expire.
-func (l *Locker) unlock(ctx context.Context, keys []any, token string, leave bool) {
+func (l *Locker) unlock(ctx context.Context, keys []any, token string, leave bool) error {
 	process := ""
 	if leave {
 		process = l.process
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	_, _ = l.run(ctx, releaseScript, keys, token, process, millis(reserve))
+	_, err := l.run(ctx, releaseScript, keys, token, process, millis(reserve))
+	return err
 }
 
 func (l *Locker) run(ctx context.Context, s *script.Script, keys []any, args ...any) (any, error) {

@@ -547,3 +547,33 @@ func subscribed(l *Locker) bool {
 	_, heard := l.waker.idleTime()
 	return heard
 }
+
+// TestALockThatIsTakenLateIsGivenBack: Redis stops, the request that locks is in its socket,
+// and all that its process sends to give the lock back is lost.
+func TestALockThatIsTakenLateIsGivenBack(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		l, client := s.process(t)
+		other, _ := s.process(t)
+		var late []any
+		var lost atomic.Int32
+		client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+			if strings.HasPrefix(cmd.Name(), "eval") && lost.Add(1) <= 3 {
+				if late == nil {
+					late = cmd.Args()
+				}
+				return io.EOF
+			}
+			return send()
+		}))
+		_, _, err := l.Acquire(t.Context(), want("k"))
+		wantErr(t, err, io.EOF)
+		eventually(t, "two attempts to give it back are lost", func() bool { return lost.Load() >= 3 })
+		must(t, s.admin.Do(t.Context(), late...).Err())
+		start := time.Now()
+		change(t, other, "k", "1")
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("the next waited for %v", took)
+		}
+	})
+}
