@@ -210,7 +210,11 @@ func (c *call) save(renew bool) error {
 	if c.session.Options.MaxAge < 0 {
 		return c.end()
 	}
-	ctx, cancel := c.detached(c.by.bound())
+	limit := timeout
+	if c.state.status == stored { // it may have to wait for the lock
+		limit = c.by.bound()
+	}
+	ctx, cancel := c.detached(limit)
 	defer cancel()
 	if c.session.ID != "" && !renew {
 		return c.write(ctx, c.session.ID, c.by.overwrite)

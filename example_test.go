@@ -186,9 +186,11 @@ func ExampleSetMaxAge() {
 	login := func(w http.ResponseWriter, r *http.Request) {
 		session, _ := store.Get(r, "session")
 		session.Values["user"] = "ann"
+		age := 0 // ends with the browser
 		if r.FormValue("remember") == "on" {
-			redistore.SetMaxAge(session, 30*24*60*60) // 30 days
+			age = 30 * 24 * 60 * 60 // 30 days
 		}
+		redistore.SetMaxAge(session, age)
 		if err := store.Renew(r, w, session); err != nil {
 			http.Error(w, "please try again", redistore.Status(err))
 		}
@@ -210,6 +212,22 @@ func ExampleStore_oauthState() {
 		if err := state.Save(r, w); err != nil {
 			http.Error(w, "please try again", redistore.Status(err))
 		}
+	}
+	_ = login
+}
+
+// A login that is sent twice, by a double click, is one login: the second finds that the first
+// has renewed the session.
+func ExampleStore_Renew_twice() {
+	login := func(w http.ResponseWriter, r *http.Request) {
+		session, _ := store.Get(r, "session")
+		session.Values["user"] = "ann"
+		err := store.Renew(r, w, session)
+		if err != nil && !errors.Is(err, redistore.ErrGone) { // ErrGone: the browser has the other one's cookie by now
+			http.Error(w, "please try again", redistore.Status(err))
+			return
+		}
+		http.Redirect(w, r, "/", http.StatusSeeOther)
 	}
 	_ = login
 }
@@ -347,8 +365,12 @@ func ExampleStore_Revoke() {
 	}
 	logoutElsewhere := func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session")
+		if status := redistore.Status(err); status != http.StatusOK {
+			http.Error(w, "please try again", status)
+			return
+		}
 		owner := redistore.Owner(session)
-		if err != nil || owner == "" {
+		if owner == "" {
 			http.Error(w, "please log in", http.StatusForbidden)
 			return
 		}
@@ -365,8 +387,13 @@ func ExampleStore_Revoke() {
 // Show a user their sessions, and end one of them.
 func ExampleStore_Sessions() {
 	logoutThere := func(w http.ResponseWriter, r *http.Request) {
-		session, _ := store.Get(r, "session")
-		for s, err := range store.Sessions(r.Context(), redistore.Owner(session)) {
+		session, err := store.Get(r, "session")
+		owner := redistore.Owner(session)
+		if status := redistore.Status(err); status != http.StatusOK || owner == "" {
+			http.Error(w, "please try again", status)
+			return
+		}
+		for s, err := range store.Sessions(r.Context(), owner) {
 			if s != nil && redistore.PublicID(s) == r.FormValue("session") {
 				s.Options.MaxAge = -1
 				err = s.Save(r, w) // this browser's cookie stays

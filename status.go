@@ -19,9 +19,12 @@ import (
 //   - 500 to all else, for which somebody has to change the program or its configuration, such
 //     as [ErrTooLarge], or a value that cannot be encoded; an error of Update's fn too
 //
-// So one line after Get, and one after Save, is all that most handlers need:
+// So that is all that most handlers need after Get, and after Save:
 //
 //	if status := redistore.Status(err); status != http.StatusOK {
+//		http.Error(w, "please try again", status)
+//		return
+//	}
 func Status(err error) int {
 	var cookie securecookie.Error
 	var redis *stepError
