@@ -61,6 +61,10 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 		return v, false, err
 	case err != nil: // a reply may have been lost, and the lock been taken
 		go lease.release()
+		if ctx.Err() != nil && !a.waits.IsZero() { // it has waited until its end
+			l.stats.refused.Add(1)
+			err = ended(ctx, ErrLocked)
+		}
 		return v, false, err
 	}
 	parts, _ := reply.([]any)

@@ -577,3 +577,29 @@ func TestALockThatIsTakenLateIsGivenBack(t *testing.T) {
 		}
 	})
 }
+
+// TestWhoWaitsUntilItsEndIsToldSo, also if that comes while Redis is being asked once more.
+func TestWhoWaitsUntilItsEndIsToldSo(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		holder, _ := s.process(t)
+		_, _ = acquire(t, holder, "k")
+		l, client := s.process(t)
+		ctx, end := context.WithCancel(t.Context())
+		var asked atomic.Int32
+		client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, send func() error) error {
+			if strings.HasPrefix(cmd.Name(), "eval") {
+				asked.Add(1)
+			}
+			if asked.Load() == 2 {
+				end()
+				return ctx.Err()
+			}
+			return send()
+		}))
+		_, _, err := l.Acquire(ctx, want("k"))
+		wantErr(t, err, ErrLocked)
+		wantErr(t, err, context.Canceled)
+		equal(t, "refused", l.Stats().Refused, 1)
+	})
+}
