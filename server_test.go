@@ -101,7 +101,7 @@ func (s *server) secure(t *testing.T) (config []string) {
 	config = []string{"--port", "0", "--tls-port", "{port}", "--tls-auth-clients", "no", "--tls-cert-file", filepath.Join(files, "cert"),
 		"--tls-key-file", filepath.Join(files, "key"), "--tls-ca-cert-file", filepath.Join(files, "cert"),
 		"--user", rule[1]}
-	return append(config, strings.Fields(rule[2])...)
+	return append(append(config, strings.Fields(rule[2])...), "+ping") // for the heartbeats of a Ring
 }
 
 func (s *server) ready(t testing.TB) *server {
