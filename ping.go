@@ -30,8 +30,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	id := trialID()
-	return s.try(ctx, s.records().trial(ctx, id), id)
+	return s.try(ctx, s.records().trial(ctx, trialID()))
 }
 
 // Ping is [Store.Ping] with the lock's configuration, and all that the lock needs. That
@@ -42,7 +41,7 @@ func (l *LockingStore) Ping(ctx context.Context) error {
 	}
 	id := trialID()
 	db := l.records()
-	return l.try(ctx, db.trial(ctx, id, l.locker().Trial(ctx, db.key(id), trialLife)...), id)
+	return l.try(ctx, db.trial(ctx, id, l.locker().Trial(ctx, db.key(id), trialLife)...))
 }
 
 func trialID() string { return "ping." + rand.Text() }
@@ -50,7 +49,7 @@ func trialID() string { return "ping." + rand.Text() }
 const trialLife = 10 * time.Second
 
 // try sends the commands of a trial, and says what is wrong.
-func (s *Store) try(ctx context.Context, cmds []redis.Cmder, id string) error {
+func (s *Store) try(ctx context.Context, cmds []redis.Cmder) error {
 	for _, short := range s.short {
 		if slices.Contains(s.Codecs, short.codec) { // which may have been set to others
 			return short.err
@@ -92,13 +91,12 @@ func (db records) trial(ctx context.Context, id string, more ...redis.Cmder) []r
 		cmds = append(cmds, redis.NewStringCmd(ctx, "getex", key, "ex", life))
 	}
 	cmds = append(cmds, more...)
-	ended := []any{key, db.mark(id)}
 	if db.single() {
 		keys, args := db.move(next, []string{id}, id)
 		args[5] = life // of the marker
 		cmds = append(cmds, confineScript.Eval(ctx, []any{key, index[0]}, id), renewScript.Eval(ctx, keys, args...))
 	} else {
-		cmds = append(cmds, endScript.Eval(ctx, ended, id, life))
+		cmds = append(cmds, endScript.Eval(ctx, db.ending(id), id, life))
 	}
 	cmds = append(cmds, db.each(ctx, "del", []string{key, db.key(next.id), db.mark(id)})...)
 	return append(cmds, db.removing(ctx, id, []string{id, next.id}))

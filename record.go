@@ -259,11 +259,15 @@ func (db records) endPlanted(ctx context.Context, ids []string, token string) {
 
 // end deletes a record that another has replaced, and says so in its marker.
 func (db records) end(ctx context.Context, id, token string) (bool, error) {
-	keys := []any{db.key(id), db.mark(id)}
+	return db.scripts.Run(ctx, endScript, db.ending(id), token, seconds(renewed)).Bool()
+}
+
+// ending are the keys of lua/end.lua.
+func (db records) ending(id string) []any {
 	if lock.Beside(db.key(id), "") == "" {
-		keys = keys[:1] // a Cluster could not run it; who uses braces like this does without
+		return []any{db.key(id)} // a Cluster could not run it with both; who uses braces like this does without
 	}
-	return db.scripts.Run(ctx, endScript, keys, token, seconds(renewed)).Bool()
+	return []any{db.key(id), db.mark(id)}
 }
 
 // supersede leaves a marker for an ID that has no record, or returns ErrGone if there is one.

@@ -168,7 +168,33 @@ func (d *demo) race(ctx context.Context, store string) (c count, err error) {
 }
 
 // A meeting makes a slow request save just after the logout, or the login, is over.
-type meeting struct{ loaded, over chan struct{} }
+type meeting struct {
+	loaded, over chan struct{}
+	saved        chan error
+}
+
+// slow starts a slow request, and returns when it has the session in its hands.
+func (d *demo) slow(ctx context.Context, v *visitor) (*meeting, error) {
+	name, m := rand.Text(), &meeting{make(chan struct{}), make(chan struct{}), make(chan error, 1)}
+	d.meetings.Store(name, m)
+	go func() {
+		_, err := v.send(ctx, "slow?meeting="+name)
+		d.meetings.Delete(name)
+		m.saved <- err
+	}()
+	select {
+	case <-m.loaded:
+		return m, nil
+	case err := <-m.saved: // it never came so far
+		return nil, err
+	}
+}
+
+// end lets the slow request save, and returns what it was told.
+func (m *meeting) end() error {
+	close(m.over)
+	return <-m.saved
+}
 
 // logoutRace logs out while a slow request has the session in its hands.
 func (d *demo) logoutRace(ctx context.Context, store string) (leftover, error) {
@@ -176,22 +202,12 @@ func (d *demo) logoutRace(ctx context.Context, store string) (leftover, error) {
 	if _, err := v.send(ctx, "login"); err != nil {
 		return leftover{}, err
 	}
-	name, m := rand.Text(), &meeting{make(chan struct{}), make(chan struct{})}
-	d.meetings.Store(name, m)
-	defer d.meetings.Delete(name)
-	slow := make(chan error, 1)
-	go func() {
-		_, err := v.send(ctx, "slow?meeting="+name)
-		slow <- err
-	}()
-	select {
-	case <-m.loaded:
-	case err := <-slow: // it never came so far
+	m, err := d.slow(ctx, v)
+	if err != nil {
 		return leftover{}, err
 	}
-	_, err := v.send(ctx, "logout")
-	close(m.over)
-	saved := <-slow
+	_, err = v.send(ctx, "logout")
+	saved := m.end()
 	refused := errors.Is(saved, redistore.ErrGone)
 	if refused {
 		saved = nil
@@ -208,26 +224,14 @@ func (d *demo) loginRace(ctx context.Context, store string) (in loggedIn, err er
 	}
 	const late = 5
 	var all [late]*meeting
-	ended := make(chan error, late)
 	for i := range all {
-		name := rand.Text()
-		all[i] = &meeting{make(chan struct{}), make(chan struct{})}
-		d.meetings.Store(name, all[i])
-		defer d.meetings.Delete(name)
-		go func() {
-			_, err := v.send(ctx, "slow?meeting="+name)
-			ended <- err
-		}()
-		select {
-		case <-all[i].loaded:
-		case err := <-ended: // it never came so far
+		if all[i], err = d.slow(ctx, v); err != nil {
 			return in, err
 		}
 	}
 	_, err = v.send(ctx, "renew")
 	for _, m := range all {
-		close(m.over)
-		saved := <-ended
+		saved := m.end()
 		if errors.Is(saved, redistore.ErrGone) {
 			in.Refused++
 			saved = nil
