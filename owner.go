@@ -227,12 +227,15 @@ func (s *Store) entries(ctx context.Context, owner string) ([]entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	list, err := s.client.ZRangeWithScores(ctx, s.records().index(owner), 0, -1).Result()
+	if err != nil {
+		return nil, err // the list is what was read until then: its last members may be nil
+	}
 	entries := make([]entry, len(list))
 	for i, z := range list {
 		_, fraction := math.Modf(z.Score)
 		entries[i] = entry{z.Member.(string), fraction == pending}
 	}
-	return entries, err
+	return entries, nil
 }
 
 // A finding is what an entry of an index turns out to be.
