@@ -82,7 +82,7 @@ func (s *Store) ids(r *http.Request, name string) (ids []string, invalid error) 
 		var id string
 		err := securecookie.DecodeMulti(name, value, &id, s.Codecs...)
 		if err != nil && invalid == nil {
-			invalid = err
+			invalid = undecoded(err)
 		}
 		if err == nil && id != "" && len(ids) < maxIDs && !slices.Contains(ids, id) {
 			ids = append(ids, id)
@@ -90,6 +90,27 @@ func (s *Store) ids(r *http.Request, name string) (ids []string, invalid error) 
 	}
 	return ids, invalid
 }
+
+// undecoded marks as the visitor's what codecs do not: securecookie itself has no type for
+// a cookie that is too long.
+func undecoded(err error) error {
+	all, _ := err.(securecookie.MultiError)
+	for i, one := range all {
+		if _, typed := one.(securecookie.Error); !typed {
+			all[i] = invalidCookie{one}
+		}
+	}
+	return err
+}
+
+// An invalidCookie is a securecookie.Error.
+type invalidCookie struct{ error }
+
+func (invalidCookie) IsUsage() bool    { return false }
+func (invalidCookie) IsDecode() bool   { return true }
+func (invalidCookie) IsInternal() bool { return false }
+func (e invalidCookie) Cause() error   { return e.error }
+func (e invalidCookie) Unwrap() error  { return e.error }
 
 // cookies returns the different values of the request's cookies of that name.
 func cookies(r *http.Request, name string) (values []string) {

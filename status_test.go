@@ -2,6 +2,7 @@ package redistore
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
@@ -56,9 +57,11 @@ func TestStatus(t *testing.T) {
 		saves("a value that cannot be encoded", http.StatusInternalServerError, func(s *sessions.Session) { s.Values["f"] = func() {} })
 		saves("too large", http.StatusInternalServerError, func(s *sessions.Session) { s.Values["x"] = strings.Repeat("x", 2<<20) })
 
-		_, _, err := get(browser{"s": "nonsense"})
-		check("a cookie that proves nothing", err, http.StatusOK)
-		_, _, err = get(browser{})
+		for _, value := range []string{"nonsense", strings.Repeat("x", 5000), "", "x|y"} {
+			_, _, err := get(browser{"s": value})
+			check(fmt.Sprintf("a cookie that proves nothing: %.10q", value), err, http.StatusOK)
+		}
+		_, _, err := get(browser{})
 		check("no cookie", err, http.StatusOK)
 		b := login(t, x.plain)
 		x.rec.failing(func(string) error { return io.EOF })

@@ -93,11 +93,10 @@ func (a *app) look(w http.ResponseWriter, r *http.Request) {
 	a.show(w, r, session, nil)
 }
 
-// read takes no lock and waits for none: it is the embedded Store's Get. Who sends a
-// cookie that proves nothing gets a new session, and that is no error.
+// read takes no lock and waits for none: it is the embedded Store's Get.
 func (a *app) read(r *http.Request) (*sessions.Session, error) {
 	session, err := a.store.Store.Get(r, cookieName)
-	if !errors.Is(err, redistore.ErrNotLoaded) {
+	if redistore.Status(err) == http.StatusOK { // a cookie that proves nothing got a new session
 		err = nil
 	}
 	return session, err
@@ -110,7 +109,7 @@ func (a *app) login(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	session, err := a.store.Get(r, cookieName)
-	if errors.Is(err, redistore.ErrNotLoaded) {
+	if redistore.Status(err) != http.StatusOK {
 		a.fail(w, r, err)
 		return
 	}
@@ -228,22 +227,22 @@ func (a *app) finish(w http.ResponseWriter, r *http.Request, err error, to strin
 	http.Redirect(w, r, to, http.StatusSeeOther)
 }
 
-// fail answers what the store refuses. Each error says what to do.
+// fail answers what the store refuses.
 func (a *app) fail(w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(err, redistore.ErrGone) { // logged out elsewhere, while this request was running
+	status := redistore.Status(err)
+	if status == http.StatusUnauthorized { // logged out elsewhere, while this request was running
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 		return
 	}
 	slog.Error("session", "server", a.number, "method", r.Method, "path", r.URL.Path, "err", err)
 	w.Header().Set("Retry-After", "1")
-	switch {
-	case errors.Is(err, redistore.ErrConflict):
-		a.problem(w, http.StatusConflict, "Another request changed your session meanwhile, so this one changed nothing. Please repeat it.")
-	case errors.Is(err, redistore.ErrLocked):
-		a.problem(w, http.StatusServiceUnavailable, "Other requests of yours hold the session. Nothing was changed. Please try again in a moment.")
-	default:
-		a.problem(w, http.StatusServiceUnavailable, "Redis cannot be reached, so nobody knows who you are. Nothing is lost: once Redis is back, so is your session.")
-	}
+	a.problem(w, status, sorry[status])
+}
+
+var sorry = map[int]string{
+	http.StatusConflict:            "Another request changed your session meanwhile, so this one changed nothing. Please repeat it.",
+	http.StatusServiceUnavailable:  "Redis cannot be reached, or other requests of yours hold the session. Nothing is lost. Please try again in a moment.",
+	http.StatusInternalServerError: "This is a fault of the program, and trying again will not help. Nothing is lost.",
 }
 
 func (a *app) String() string { return fmt.Sprintf("Server %d", a.number) }

@@ -6,6 +6,7 @@ import (
 	"encoding/gob"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/cookiejar"
 	"slices"
@@ -278,7 +279,7 @@ func (v *visitor) send(ctx context.Context, do string) (s scratch, err error) {
 	case http.StatusGone:
 		return s, redistore.ErrGone
 	}
-	return s, errors.New(response.Status)
+	return s, fmt.Errorf("%w: %s", redistore.ErrNotLoaded, response.Status)
 }
 
 // act is the other end of send.
