@@ -31,7 +31,7 @@ import (
 //
 //	SCREENSHOTS=/tmp go test -count=1 -run TestTheExampleInABrowser/memory . && cp /tmp/all-desktop-light.png ../example/screenshot.png
 func TestTheExampleInABrowser(t *testing.T) {
-	open := startBrowser(t)
+	open, axe := startBrowser(t), loadAxe(t)
 	example := filepath.Join(t.TempDir(), "example")
 	build := exec.Command("go", "build", "-o", example, "./example")
 	build.Dir = ".."
@@ -49,11 +49,17 @@ func TestTheExampleInABrowser(t *testing.T) {
 			return []string{"-redis", "redis://" + sentinels[0].Addr + "?master_name=" + topology.MasterName}
 		},
 	} {
-		t.Run(name, func(t *testing.T) { tour(t, open, startExample(t, example, args(t)...)) })
+		t.Run(name, func(t *testing.T) {
+			look := func(tab, string) {} // the pages are the same
+			if name == "memory" {
+				look = func(page tab, what string) { page.examine(axe, what) }
+			}
+			tour(t, open, look, startExample(t, example, args(t)...))
+		})
 	}
 }
 
-func tour(t *testing.T, open func(*testing.T, string) tab, url string) {
+func tour(t *testing.T, open func(*testing.T, string) tab, look func(tab, string), url string) {
 	here := open(t, url)
 
 	seen := map[string]int{}
@@ -114,7 +120,7 @@ func tour(t *testing.T, open func(*testing.T, string) tab, url string) {
 	there.login("Ann")
 	there.has(`#logins`, "this browser", "Log out there")
 	here.click(`#servers a.button`)
-	here.screenshots("all")
+	look(here, "all")
 	here.click(`#logins li button`) // Log out there
 	here.has(`.flashes`, "logged out Chrome on Linux")
 	there.click(`#servers a.button`)
@@ -130,13 +136,13 @@ func tour(t *testing.T, open func(*testing.T, string) tab, url string) {
 	if here.is(`form[action="/redis"]`) {
 		here.click(`form[action="/redis"] button`)
 		here.has(`.problem`, "Redis cannot be reached")
-		here.screenshots("lost")
+		look(here, "lost")
 		here.click(`form[action="/redis"] button`)
 		here.has(`#session`, "logged in as Ann", "bread, tea.")
 	}
 	here.click(`form[action="/logout"] button`)
 	here.has(`#session`, "Your name", "visit number 1")
-	here.screenshots("anonymous")
+	look(here, "anonymous")
 }
 
 // chromium is the program to start.
@@ -253,9 +259,9 @@ func (b tab) has(sel string, want ...string) {
 	}
 }
 
-// screenshots takes the page as it is, large and small, light and dark. Nothing on it
-// may be wider than the screen.
-func (b tab) screenshots(name string) {
+// examine looks at the page as it is, large and small, light and dark. Nothing on it may be
+// wider than the screen, and axe may find nothing. It takes screenshots.
+func (b tab) examine(axe, name string) {
 	b.t.Helper()
 	for screen, size := range map[string][2]int64{"desktop": {1280, 900}, "phone": {390, 844}} {
 		for _, scheme := range []string{"light", "dark"} {
@@ -268,6 +274,7 @@ func (b tab) screenshots(name string) {
 			if width > size[0] {
 				b.t.Errorf("%s: the page is %d pixels wide", screen, width)
 			}
+			b.accessible(axe, fmt.Sprintf("%s, %s, %s", name, screen, scheme))
 			shot, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
 			must(b.t, err)
 			if dir := os.Getenv("SCREENSHOTS"); dir != "" {
