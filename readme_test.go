@@ -17,7 +17,7 @@ import (
 func TestREADMEIsCompiled(t *testing.T) {
 	t.Parallel()
 	var compiled string
-	for _, file := range []string{"example_test.go", "e2e/telemetry_test.go", "redistoretest/redistoretest_test.go", "recipes_test.go"} {
+	for _, file := range []string{"example_test.go", "e2e/telemetry_test.go", "e2e/recipes_test.go", "redistoretest/redistoretest_test.go", "recipes_test.go"} {
 		code, err := os.ReadFile(file)
 		must(t, err)
 		compiled += flat(string(code))

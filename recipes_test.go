@@ -1,10 +1,12 @@
 package redistore_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"expvar"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/redistore/redistore"
 	"github.com/redistore/redistore/redistoretest"
@@ -163,6 +166,33 @@ func TestRecipeAtMostThree(t *testing.T) {
 	}
 }
 
+// newStates makes a store for what lasts from the redirect to a provider until the callback:
+// for a few minutes, on one path, and with a cookie that comes with a provider's POST too.
+func newStates(client redis.UniversalClient, key []byte) *redistore.Store {
+	states := redistore.New(client, key)
+	states.KeyPrefix = "oauth_"
+	states.Options = &sessions.Options{Path: "/auth", MaxAge: 10 * 60, Secure: true, HttpOnly: true, SameSite: http.SameSiteNoneMode}
+	return states
+}
+
+func TestRecipeStates(t *testing.T) {
+	redis := redistoretest.New(t)
+	states := newStates(redis.Client, testKey)
+	set := func(s *sessions.Session) { s.Values["state"] = "x" }
+	c := redis.Cookie(states, "state", set)
+	if c.Path != "/auth" || c.SameSite != http.SameSiteNoneMode || !c.Secure {
+		t.Errorf("the cookie is %v", c)
+	}
+	redis.Forward(9 * time.Minute)
+	if s, err := states.Get(redis.Request("POST", "/auth", nil, c), "state"); err != nil || s.Values["state"] != "x" {
+		t.Errorf("after 9 minutes: %v, %v", s.Values, err)
+	}
+	redis.Forward(2 * time.Minute)
+	if s, err := states.Get(redis.Request("POST", "/auth", nil, c), "state"); err != nil || !s.IsNew {
+		t.Errorf("after 11 minutes: %v, %v", s.Values, err)
+	}
+}
+
 // backChannelLogout ends what a provider says is over (OpenID Connect Back-Channel Logout
 // 1.0). verified returns the token's issuer and subject; at the login, they were the owner.
 func backChannelLogout(store *redistore.Store, verified func(token string) (issuer, subject string, err error)) http.HandlerFunc {
@@ -225,6 +255,72 @@ func TestRecipeReady(t *testing.T) {
 	redis.Fail(errors.New("redis is down"))
 	if w := redis.Serve(handler, redis.Request("GET", "/ready", nil)); w.Code != http.StatusServiceUnavailable {
 		t.Errorf("while Redis is down: %d", w.Code)
+	}
+}
+
+// events is a stream that may last for hours, and ends with its session.
+func events(store *redistore.LockingStore, news <-chan string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Store.Get(r, "session") // without the lock
+		if err == nil && session.IsNew {
+			err = redistore.ErrGone
+		}
+		if status := redistore.Status(err); status != http.StatusOK {
+			http.Error(w, "please log in, or try again", status)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		for {
+			select {
+			case <-r.Context().Done():
+				return
+			case text := <-news:
+				err := store.Update(r, w, "session", func(session *sessions.Session) error {
+					session.Values["seen"] = text
+					return nil
+				})
+				if err != nil { // ErrGone: logged out meanwhile. The browser asks again, and is told
+					return
+				}
+				fmt.Fprintf(w, "data: %s\n\n", text)
+				_ = http.NewResponseController(w).Flush()
+			}
+		}
+	}
+}
+
+func TestRecipeEvents(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redistore.NewLockingStore(redis.Store())
+	news := make(chan string)
+	handler := events(store, news)
+	if w := redis.Serve(handler, redis.Request("GET", "/", nil)); w.Code != http.StatusUnauthorized {
+		t.Errorf("without a session: %d", w.Code)
+	}
+	ann := redis.Cookie(store, "session", func(s *sessions.Session) { redistore.SetOwner(s, "ann") })
+	srv := httptest.NewServer(handler)
+	defer srv.Close()
+	r, err := http.NewRequestWithContext(t.Context(), "GET", srv.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.AddCookie(ann)
+	go func() { news <- "one" }()
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	stream := bufio.NewReader(response.Body)
+	if text, err := stream.ReadString('\n'); err != nil || text != "data: one\n" {
+		t.Fatalf("the stream begins with %q, %v", text, err)
+	}
+	if _, err := store.Revoke(t.Context(), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	news <- "two"
+	if rest, err := io.ReadAll(stream); err != nil || string(rest) != "\n" {
+		t.Errorf("after the logout: %q, %v", rest, err)
 	}
 }
 
