@@ -77,6 +77,17 @@ func (c *call) become(now status, id string) {
 	setState(c.session, c.state)
 }
 
+// reload loads the record of a session that the request has loaded before. An ID that the
+// handler has cleared stays so: the next Save is to make a new one.
+func (c *call) reload(before *sessions.Session, id string) (found bool, err error) {
+	c.session.IsNew, c.session.Options = true, c.store().options()
+	found, err = c.find([]string{id})
+	if found && before.ID == "" {
+		c.session.ID = ""
+	}
+	return found, err
+}
+
 // open fills a session from the first of the request's cookies that names one.
 func (c *call) open() error {
 	c.session.IsNew = true
@@ -177,8 +188,8 @@ func (s *Store) decode(data []byte, session *sessions.Session) error {
 	return nil
 }
 
-// prepare makes a session that the application built itself as good as one of
-// ours, or says why this cannot be done to it.
+// prepare gives a session without Options the store's, and says why this may not be done to
+// it.
 func (c *call) prepare(do act) error {
 	if err := c.by.check(); err != nil {
 		return err
@@ -195,7 +206,13 @@ func (c *call) prepare(do act) error {
 	if c.session.Options.MaxAge < 0 {
 		do = ending
 	}
-	return c.state.may(do, c.by)
+	if err := c.state.may(do, c.by); err != nil || do == ending {
+		return err
+	}
+	if id := c.session.ID; c.state.status == stored && id != c.state.id && id != "" {
+		return errors.New(`redistore: the session's ID was changed: leave it as it is, or set it to "" to have a new one made`)
+	}
+	return nil
 }
 
 // save writes the session, under a new ID if it is to be renewed or has none.
@@ -216,7 +233,7 @@ func (c *call) save(renew bool) error {
 	}
 	ctx, cancel := c.detached(limit)
 	defer cancel()
-	if c.session.ID != "" && !renew {
+	if c.state.status == stored && c.session.ID != "" && !renew {
 		return c.write(ctx, c.session.ID, c.by.overwrite)
 	}
 	put := c.renewal(renew)
@@ -237,39 +254,30 @@ func (c *call) renewal(renew bool) writer {
 			old = c.proven()
 		}
 		return func(ctx context.Context, c *call, rec record) error { return c.by.replace(ctx, c, rec, old) }
-	case c.state.id != "" && renew:
-		return supersede
 	case c.state.id != "":
-		return follow
+		return func(ctx context.Context, c *call, rec record) error { return c.succeed(ctx, rec, renew) }
 	}
 	return c.by.create
 }
 
-// supersede creates a session that replaces an ID which has no record: other requests may
-// still come with it.
-func supersede(ctx context.Context, c *call, rec record) error {
+// succeed creates a session for a request that came with an ID which has no record. Other
+// requests may come with it too, and one of them may have a login. That claims the ID, and
+// the others look, once the record is there, whether one has: so of those that meet, none
+// but the login sends a cookie.
+func (c *call) succeed(ctx context.Context, rec record, renew bool) error {
 	if err := c.by.create(ctx, c, rec); err != nil {
 		return err
 	}
 	db := c.store().records()
-	err := db.supersede(ctx, c.state.id)
+	claim := db.unclaimed
+	if renew {
+		claim = db.claim
+	}
+	err := claim(ctx, c.state.id)
 	if err != nil {
 		_, _ = db.delete(ctx, rec.owner, rec.id) // nobody knows this ID; if this fails, it expires
 	}
 	return err
-}
-
-// follow creates a session, unless another has replaced the ID that the request came with
-// since it was loaded.
-func follow(ctx context.Context, c *call, rec record) error {
-	replaced, err := c.store().records().replaced(ctx, []string{c.state.id})
-	switch {
-	case err != nil:
-		return failed("save", err)
-	case replaced:
-		return ErrGone
-	}
-	return c.by.create(ctx, c, rec)
 }
 
 // proven returns the ID of the session's record, and those that the request's cookies
@@ -360,6 +368,7 @@ func (c *call) end() error {
 	case c.state.status == moving || c.state.status == stored && deleted == nil:
 		c.become(ended, "")
 	case c.state.status == unread && deleted == nil: // nothing is left that could be lost
+		c.session.ID = ""
 		c.become(fresh, "")
 	}
 	return errors.Join(err, deleted)

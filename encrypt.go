@@ -16,7 +16,8 @@ import (
 // KeyPrefix. Only the Store knows the KeyPrefix: an application that calls Serialize itself
 // binds the session ID alone.
 //
-// Values that were bound to the ID alone are still read; see CHANGELOG.md for how long.
+// Values that were bound to the ID alone, as builds before 0.1.0 did, are still read; 0.2.0
+// will not read them.
 //
 // Keys are 32 random bytes each. The first encrypts, all decrypt: to rotate them
 // without downtime, first add the new key as the last one everywhere, then move it

@@ -1,6 +1,7 @@
 package redistore
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -18,11 +19,11 @@ import (
 )
 
 var (
-	// ErrConflict is returned by LockingStore's Save, Renew and Update when another
-	// request has changed the session since this one loaded it, because this one held it
-	// for longer than TTL or its client hung up, or when the session was not loaded
-	// through the LockingStore. Nothing was written. Load the session again and repeat,
-	// which is what Update is for.
+	// ErrConflict is returned by LockingStore's Save, Renew and Update when another request
+	// has changed the session since this one loaded it. That can happen when this one held
+	// it for longer than TTL, when its client hung up, or after an Update of its own. A
+	// session that was not loaded through the LockingStore is ErrConflict too. Nothing was
+	// written. Load the session again and repeat, which is what Update is for.
 	ErrConflict = lock.ErrConflict
 
 	// ErrLocked is returned by LockingStore's Get, New and Update when the lock was not
@@ -39,7 +40,7 @@ var (
 // (boj/redistore#2). Get locks and loads in one round trip, Save writes and unlocks in one;
 // a session of more than 16 KB takes two each.
 // A request that does not save unlocks when it ends. A call takes Wait and 5 seconds at
-// most.
+// most; Update, which waits for its turn, loads and saves, three times Wait and 10 seconds.
 //
 // Use one LockingStore for all handlers that save. Where a handler only reads, use the
 // embedded Store's Get: it takes no lock and waits for none. What it returns cannot be
@@ -51,8 +52,9 @@ var (
 // at all: they call [LockingStore.Update] for the moment of the change.
 //
 // A request does not wait for itself: its copies, made with WithContext or Clone, share its
-// lock, in any number of goroutines. One cannot be told: a copy made by Clone, before the
-// first Get, with a context that can be canceled by itself. It waits like another request.
+// lock, in any number of goroutines. One copy is not recognised, and waits like another
+// request: one made by Clone, before the first Get, with a context that can be canceled by
+// itself.
 //
 // What it does not promise: where Redis replicates asynchronously, a failover can lose the
 // last acknowledged writes, and no lock protects against that. Two sessions of one request
@@ -73,8 +75,8 @@ type LockingStore struct {
 	// while Redis is loading or failing over. Zero: not at all.
 	Wait time.Duration
 
-	// MaxWaiters is how many requests of this process may wait for one session; 64.
-	// The next is refused at once, so that one client cannot tie up all of the
+	// MaxWaiters is how many requests of this process may wait for one session, behind the
+	// one whose turn is next; 64. More are refused at once, so that one client cannot tie up all of the
 	// server's goroutines. Zero: no limit.
 	MaxWaiters int
 
@@ -102,8 +104,9 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 	switch {
 	case st.may(ending, l) != nil:
 		return apart(l, r, session)
-	case err == nil && st.status == stored && st.held == nil: // loaded without the lock, or saved
-		return l.again(r, session, st)
+	case st.status == stored && st.held == nil: // loaded without the lock, or saved
+		session, failed := l.again(r, session, st)
+		return session, cmp.Or(failed, err)
 	}
 	return session, err
 }
@@ -111,8 +114,7 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 // again locks and loads a session that the request has loaded before.
 func (l *LockingStore) again(r *http.Request, session *sessions.Session, st state) (*sessions.Session, error) {
 	c := &call{by: l, r: r, session: sessions.NewSession(l, session.Name())}
-	c.session.IsNew, c.session.Options = true, l.options()
-	_, err := c.find([]string{session.ID})
+	_, err := c.reload(session, st.id)
 	switch {
 	case err != nil:
 		return c.session, err // and the other stays what it is
@@ -160,13 +162,13 @@ func (l *LockingStore) call(r *http.Request, w http.ResponseWriter, session *ses
 // LockStats are what [LockingStore.Stats] counts, as [database/sql.DBStats] does for
 // connections. All but Held and Waiting count from the first request on.
 type LockStats struct {
-	Held    int // sessions that this process holds, or asks for, now
+	Held    int // sessions of which a request of this process is the holder, or next, now
 	Waiting int // requests that wait now
 
 	Waits    int64         // requests that had to wait
 	WaitTime time.Duration // how long they have waited, in all
 
-	Refused   int64 // ErrLocked
+	Refused   int64 // requests that were refused or waited in vain: see ErrLocked
 	Conflicts int64 // ErrConflict of a Save that found another's write
 	Lapsed    int64 // sessions that were held for longer than TTL
 	Unwoken   int64 // wake-ups from other processes that did not come; a poll did instead
@@ -201,18 +203,15 @@ func (l *LockingStore) records() records {
 	return db
 }
 
-func (l *LockingStore) want(c *call, id string) lock.Want {
-	want := lock.Want{Key: l.key(id), TTL: l.TTL, Wait: l.Wait, MaxWaiters: l.MaxWaiters, Same: sameRequester}
-	if c.state.held == nil { // a lease knows its owner
-		want.Owner = newRequester(c)
-	}
-	return want
+func (l *LockingStore) want(id string) lock.Want {
+	return lock.Want{Key: l.key(id), TTL: l.TTL, Wait: l.Wait, MaxWaiters: l.MaxWaiters, Same: sameRequester}
 }
 
 // read locks and loads a session. The lock lasts as long as the request, unless the session
 // is saved before.
 func (l *LockingStore) read(c *call, id string, life time.Duration, until time.Time) ([]byte, error) {
-	want := l.want(c, id)
+	want := l.want(id)
+	want.Owner = newRequester(c)
 	want.Wait = min(l.Wait, time.Until(until))
 	if l.IdleTimeout > 0 {
 		want.Expire = life
@@ -235,7 +234,7 @@ func (l *LockingStore) create(ctx context.Context, c *call, rec record) error {
 // overwrite compares, writes and unlocks.
 func (l *LockingStore) overwrite(ctx context.Context, c *call, rec record) error {
 	db := l.records()
-	w := lock.Write{Want: l.want(c, rec.id), Data: rec.data, Expiry: rec.ttl}
+	w := lock.Write{Want: l.want(rec.id), Data: rec.data, Expiry: rec.ttl}
 	switch {
 	case rec.owner == "":
 	case db.single():
@@ -257,7 +256,7 @@ func (l *LockingStore) overwrite(ctx context.Context, c *call, rec record) error
 // new one back.
 func (l *LockingStore) replace(ctx context.Context, c *call, rec record, old []string) error {
 	db := l.records()
-	w := lock.Write{Want: l.want(c, old[0]), Mark: db.mark(old[0]), Marked: renewed}
+	w := lock.Write{Want: l.want(old[0]), Mark: db.mark(old[0]), Marked: renewed}
 	if db.single() {
 		w.Prelude = movePrelude
 		w.Keys, w.Args = db.move(rec, old[1:], rand.Text())
@@ -282,6 +281,9 @@ func (l *LockingStore) replace(ctx context.Context, c *call, rec record, old []s
 func (l *LockingStore) settle(ctx context.Context, c *call, w lock.Write) error {
 	var err error
 	w.Lease, w.Seen = c.state.held, c.state.seen
+	if w.Lease == nil { // which knows its owner
+		w.Owner = newRequester(c)
+	}
 	c.state.seen, err = l.locker().Write(ctx, w)
 	c.state.held = nil
 	if err != nil {

@@ -69,8 +69,7 @@ func Owner(session *sessions.Session) string {
 	return owner
 }
 
-// Sessions returns the owner's living sessions, in the order in which they will end if
-// nobody uses them: to show users their devices (OWASP ASVS 5.0, 7.5.2). Reading them here
+// Sessions returns the owner's living sessions, roughly in the order in which they end: to show users their devices (OWASP ASVS 5.0, 7.5.2). Reading them here
 // does not count against IdleTimeout. They are loaded in batches of 32, as the loop goes
 // on; each batch takes 5 seconds at most.
 //
@@ -84,7 +83,7 @@ func (s *Store) Sessions(ctx context.Context, owner string) iter.Seq2[*sessions.
 	return func(yield func(*sessions.Session, error) bool) {
 		err := s.check()
 		if err == nil {
-			err = s.eachSession(ctx, owner, yield)
+			err = failed("sessions", s.eachSession(ctx, owner, yield))
 		}
 		if err != nil {
 			yield(nil, err)
@@ -96,12 +95,12 @@ func (s *Store) Sessions(ctx context.Context, owner string) iter.Seq2[*sessions.
 func (s *Store) eachSession(ctx context.Context, owner string, yield func(*sessions.Session, error) bool) error {
 	entries, err := s.entries(ctx, owner)
 	if err != nil {
-		return failed("sessions", err)
+		return err
 	}
 	for some := range slices.Chunk(entries, batch) {
 		found, err := s.look(ctx, owner, some)
 		if err != nil {
-			return failed("sessions", err)
+			return err
 		}
 		for _, f := range found {
 			if !f.over && !yield(f.session, f.err) {
@@ -113,7 +112,7 @@ func (s *Store) eachSession(ctx context.Context, owner string, yield func(*sessi
 }
 
 // Revoke ends all of the owner's sessions but those whose IDs are in keep, and says
-// how many were alive: to log out everywhere, after a change of password, or where
+// how many Redis still had: to log out everywhere, after a change of password, or where
 // an account was disabled (OWASP ASVS 5.0, 7.4.2, 7.4.3, 7.4.5). A request that is
 // running on one of them gets ErrGone from its Save. Sessions that cannot be decoded
 // are ended too.
@@ -196,19 +195,20 @@ func (s *Store) Limit(ctx context.Context, owner string, n int, keep ...string) 
 		return 0, fmt.Errorf("redistore: limit: %d sessions: use 0 or more", n)
 	}
 	var ids []string
-	for session, err := range s.Sessions(ctx, owner) {
-		if session == nil {
-			return 0, failed("limit", err)
-		}
+	err := s.eachSession(ctx, owner, func(session *sessions.Session, _ error) bool {
 		ids = append(ids, session.ID)
+		return true
+	})
+	if err != nil {
+		return 0, failed("limit", err)
 	}
 	slices.SortStableFunc(ids, func(a, b string) int { return created(a).Compare(created(b)) })
 	excess := len(ids) - n
 	ids = slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(keep, id) })
 	ended := 0
 	for some := range slices.Chunk(ids[:max(0, min(excess, len(ids)))], batch) {
-		n, err := s.finish(ctx, owner, some)
-		ended += n
+		done, err := s.finish(ctx, owner, some)
+		ended += done
 		if err != nil {
 			return ended, failed("limit", err)
 		}

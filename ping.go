@@ -33,8 +33,8 @@ func (s *Store) Ping(ctx context.Context) error {
 	return s.try(ctx, s.records().trial(ctx, trialID()))
 }
 
-// Ping is [Store.Ping] with the lock's configuration, and all that the lock needs. That
-// servers wake one another it does not find out, for they do without.
+// Ping is [Store.Ping] with the lock's configuration, and all that the lock needs. It does not
+// test the wake-ups: without them servers poll.
 func (l *LockingStore) Ping(ctx context.Context) error {
 	if err := l.check(); err != nil {
 		return err
@@ -59,7 +59,7 @@ func (s *Store) try(ctx context.Context, cmds []redis.Cmder) error {
 	defer cancel()
 	err := s.records().send(ctx, cmds...)
 	for _, cmd := range cmds { // the pipeline's error is the first, be it redis.Nil
-		if errors.Is(err, redis.Nil) {
+		if err == nil || errors.Is(err, redis.Nil) {
 			err = cmd.Err()
 		}
 	}

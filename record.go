@@ -24,8 +24,13 @@ type record struct {
 	ttl   time.Duration
 }
 
-// records are those of one store. Every command that Redis gets for them is in this file,
-// except for the lock's and for those that read an owner's index.
+// records are those of one store. Every command that Redis gets for them is here, but for the
+// lock's (internal/lock), an owner's index (owner.go) and Ping's (ping.go). P is KeyPrefix:
+//
+//	P + ID                  what the Serializer made; min(MaxAge, IdleTimeout, what is left of AbsoluteTimeout)
+//	{P + ID}:replaced       the renewal marker: a token; a minute
+//	{P + ID}:lock, :version, :queue, :TOKEN    the lock's, see there
+//	P + owner:SHA-256       an owner's index: a sorted set of IDs; until its last session ends
 //
 // On a single server what has to be done together is one script. Where the keys may be on
 // several servers, it is done step by step: what a failure between two steps leaves behind
@@ -62,22 +67,22 @@ var (
 	renewLua string
 	//go:embed lua/end.lua
 	endLua string
-	//go:embed lua/supersede.lua
-	supersedeLua string
+	//go:embed lua/claim.lua
+	claimLua string
 	//go:embed lua/confine.lua
 	confineLua string
 
-	rememberScript  = script.New(indexLua, rememberLua)
-	createScript    = script.Once(indexLua, saveLua)
-	saveScript      = script.New(indexLua, saveLua)
-	renewScript     = script.New(indexLua, moveLua, renewLua)
-	endScript       = script.New(endLua)
-	supersedeScript = script.New(supersedeLua)
+	rememberScript = script.New(indexLua, rememberLua)
+	createScript   = script.Once(indexLua, saveLua)
+	saveScript     = script.New(indexLua, saveLua)
+	renewScript    = script.New(indexLua, moveLua, renewLua)
+	endScript      = script.New(endLua)
+	claimScript    = script.New(claimLua)
+	confineScript  = script.New(confineLua)
 
 	// What a locked write does beside its own.
-	listPrelude   = lock.NewPrelude("remember(KEYS[6], ARGV[11], tonumber(ARGV[12]), 0)", indexLua)
-	movePrelude   = lock.NewPrelude("move(6, 11)", indexLua, moveLua)
-	confineScript = script.New(confineLua)
+	listPrelude = lock.NewPrelude("remember(KEYS[6], ARGV[11], tonumber(ARGV[12]), 0)", indexLua)
+	movePrelude = lock.NewPrelude("move(6, 11)", indexLua, moveLua)
 )
 
 func (db records) key(id string) string { return db.prefix + id }
@@ -114,6 +119,15 @@ func (db records) replaced(ctx context.Context, ids []string) (bool, error) {
 	exists := db.each(ctx, "exists", marks)
 	err := db.send(ctx, exists...)
 	return sum(exists) > 0, err
+}
+
+// unclaimed returns ErrGone if there is a marker for an ID that has no record.
+func (db records) unclaimed(ctx context.Context, id string) error {
+	replaced, err := db.replaced(ctx, []string{id})
+	if err == nil && replaced {
+		return ErrGone
+	}
+	return failed("save", err)
 }
 
 // each makes commands of keys that return how many there were: one for all of them, or
@@ -270,9 +284,9 @@ func (db records) ending(id string) []any {
 	return []any{db.key(id), db.mark(id)}
 }
 
-// supersede leaves a marker for an ID that has no record, or returns ErrGone if there is one.
-func (db records) supersede(ctx context.Context, id string) error {
-	first, err := db.scripts.Run(ctx, supersedeScript, []any{db.mark(id)}, rand.Text(), seconds(renewed)).Bool()
+// claim leaves a marker for an ID that has no record, or returns ErrGone if there is one.
+func (db records) claim(ctx context.Context, id string) error {
+	first, err := db.scripts.Run(ctx, claimScript, []any{db.mark(id)}, rand.Text(), seconds(renewed)).Bool()
 	if err == nil && !first {
 		return ErrGone
 	}

@@ -18,8 +18,8 @@
 //
 // # What an error means
 //
-// Get always returns a usable session, and an error beside it when something
-// was wrong. If errors.Is(err, ErrNotLoaded), Redis or the stored value could
+// Get returns a usable session (nil only for a name that no cookie can have), and an error
+// beside it when something was wrong. If errors.Is(err, ErrNotLoaded), Redis or the stored value could
 // not be read: the session is empty although the user may well have one, so
 // answer 503 rather than showing a logged-out page. Any other error is about a
 // cookie that proves nothing (tampered with, signed with a key that is no longer
@@ -46,15 +46,16 @@ import (
 )
 
 var (
-	// ErrGone is returned by Save, Renew, Touch and Update when the session was ended
-	// (logout, Revoke, expiry, or a Renew by another request) while this request was
-	// running. Nothing of what it changed is stored and no cookie was sent: treat the
-	// user as logged out.
+	// ErrGone is returned by Save, Renew, Touch and Update when Redis has no record of the
+	// session any more (logout, Revoke, expiry, or a Renew by another request), or when the
+	// request came with a cookie whose session was renewed within the last minute; by Touch
+	// also for a session that was never saved. Nothing was stored and no cookie was sent:
+	// treat the user as logged out.
 	ErrGone = errors.New("redistore: the session has ended")
 
-	// ErrNotLoaded is returned by Get when Redis or the stored value could not be
-	// read, and by Save, Renew and Touch of such a session, which would overwrite values
-	// that nobody has seen. Nothing was written: ask the user to try again. Logging
+	// ErrNotLoaded is returned by Get, New and Update when Redis or the stored value could
+	// not be read, and by Save, Renew and Touch of such a session, which would overwrite
+	// values that nobody has seen. Nothing was written: ask the user to try again. Logging
 	// out (MaxAge -1) works all the same.
 	ErrNotLoaded = errors.New("redistore: the session could not be loaded")
 
@@ -63,7 +64,7 @@ var (
 	// [Encrypt] is missing. Trying again does not help; only logging out does.
 	ErrNotDecoded = errors.New("redistore: the value could not be decoded")
 
-	// ErrTooLarge is returned by Save and Renew when the serialized session exceeds
+	// ErrTooLarge is returned by Save, Renew and Update when the serialized session exceeds
 	// Store.MaxLength. What was stored before stays: keep less in the session, or
 	// raise MaxLength.
 	ErrTooLarge = errors.New("redistore: the session is too large")
@@ -75,7 +76,8 @@ const (
 	// client adds its own read timeout.
 	timeout = 5 * time.Second
 
-	// maxAttempts of what go-redis must not repeat by itself, as many as it would make.
+	// maxAttempts is how often a new record is tried, each time under a new ID, for go-redis
+	// must not repeat that by itself. It would try as often.
 	maxAttempts = 4
 )
 
@@ -83,11 +85,11 @@ const (
 // the first request, and use it from any number of goroutines after that. It
 // never closes the client.
 //
-// Every call is one Redis command and takes 5 seconds at most, if the client was made with
-// ContextTimeoutEnabled. Get of an ID without a record is two, and so is Renew where the keys
-// may be on several servers. What an owner adds, see [SetOwner]. Reads end with the request's
-// context; writes do not, because a client that hangs up must not be able to half-cancel a
-// logout.
+// Get, Save, Renew and Touch are one Redis command each, and take 5 seconds at most if the
+// client was made with ContextTimeoutEnabled. With a cookie whose ID Redis does not know, Get,
+// Save and Renew are two each. Where the keys may be on several servers, Renew is two or more.
+// What an owner adds, see [SetOwner]. Reads end with the request's context; writes do not,
+// because a client that hangs up must not be able to half-cancel a logout.
 type Store struct {
 	// Codecs sign the session ID, and encrypt it where an encryption key was given.
 	// The first encodes, all decode. New makes them from keyPairs, without an age
@@ -116,10 +118,10 @@ type Store struct {
 	// 1200, which is 20 minutes.
 	DefaultMaxAge int
 
-	// IdleTimeout ends a session that is not read for so long (OWASP ASVS 5.0,
-	// 7.3.1), in seconds, rounded up. Save sets the expiry in Redis to the shorter of
-	// MaxAge and this, every Get to this, also beyond MaxAge: a session that is used all
-	// the time is ended by AbsoluteTimeout. Zero: off.
+	// IdleTimeout ends a session that is not read for so long, rounded up to whole seconds
+	// (OWASP ASVS 5.0, 7.3.1). Save and Touch let it live for the shorter of MaxAge and this,
+	// every Get for this, even where MaxAge is shorter: a session that is used all the time is
+	// ended by AbsoluteTimeout. Zero: off.
 	IdleTimeout time.Duration
 
 	// AbsoluteTimeout ends a session so long after its ID was made, however active
@@ -142,7 +144,8 @@ type Store struct {
 }
 
 // New returns a store on any go-redis client: single, Sentinel, Cluster, Ring or
-// an AutoPipeliner. It does no I/O and never fails.
+// an AutoPipeliner. It does no I/O and never fails. All but a [redis.Client], which Sentinel's
+// is too, count as several servers, where some calls take more commands.
 //
 // The keys are those of [sessions.NewCookieStore]: pairs of an authentication
 // key, 32 or 64 random bytes, and an encryption key, 16, 24 or 32 bytes or nil.
@@ -216,8 +219,12 @@ func (s *Store) New(r *http.Request, name string) (*sessions.Session, error) {
 // cookie is set: [ErrGone], [ErrNotLoaded], [ErrTooLarge], or one that says which step
 // failed and why.
 //
-// Setting ID to "" before Save is [Store.Renew], which then also ends whatever else the
-// request's cookies of that name hold. IDs are otherwise the store's own to make.
+// With ID set to "", Save does what [Store.Renew] does, and also ends the sessions of the
+// request's other cookies of that name. IDs are otherwise the store's own to make: Save of a
+// loaded session whose ID was changed is an error.
+//
+// A session that was made with [sessions.NewSession] has gorilla's own Options, whose cookie
+// is not Secure, not HttpOnly and has no Path. Set Options to nil for the store's.
 func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
 	return s.call(r, w, session).save(false)
 }
@@ -226,9 +233,11 @@ func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.S
 // period: whoever planted or stole the old ID must not ride along. Call it instead
 // of Save at login and whenever privileges change (OWASP ASVS 5.0, 7.2.4).
 //
-// For a minute, a request that comes with the old cookie gets an empty session whose Save is
-// ErrGone and sends no cookie, which would replace the new one. A response that saved the
-// old session before this call, and reaches the browser after it, still does that.
+// For a minute, a request that comes with the old cookie gets an empty session whose Save,
+// Renew and Update are ErrGone and send no cookie, which would replace the new one. A response
+// that saved the old session before this call, and reaches the browser after it, still does
+// that. If it is the response of this call that gets lost, its user can log in again after
+// that minute, or at once if the handler first ends the session, with MaxAge -1.
 //
 // Its errors are those of Save. If the connection fails during Renew, the old session
 // may be over too: the user has to log in again.
@@ -236,8 +245,9 @@ func (s *Store) Renew(r *http.Request, w http.ResponseWriter, session *sessions.
 	return s.call(r, w, session).save(true)
 }
 
-// Touch extends the session by its MaxAge, in Redis and in the browser, without
-// sending the values: for handlers that only read. A session that Redis does not
+// Touch lets the session live for its MaxAge from now, in the browser, and in Redis for that
+// or for IdleTimeout, if that is shorter. It does not send the values: for handlers that only
+// read. A session that Redis does not
 // have, or that was never saved, is ErrGone; one that Get could not load is
 // ErrNotLoaded. With MaxAge < 0 it ends the session, as Save does.
 func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {

@@ -26,7 +26,7 @@ const (
 // is never changed, only replaced, so that copies of a request may share a session.
 type state struct {
 	status status
-	id     string        // of its record; of a fresh one, what its cookie proves and Redis does not know
+	id     string        // of its record; fresh: what its cookie proves and Redis does not know, or ""
 	store  *Store        // that loaded or saved it; nil: none did
 	lock   *LockingStore // that loaded or saved it, if one did
 	seen   *lock.Version // what the lock saw
@@ -38,15 +38,19 @@ type state struct {
 var states sync.Map // weak.Pointer[sessions.Session]: state
 
 // stateOf says what is known of a session. Of one that the application made, or gave an ID,
-// its own fields tell.
+// its own fields tell: an ID and IsNew, that it could not be read; an ID alone, that it has a
+// record.
 func stateOf(session *sessions.Session) state {
+	if session == nil {
+		return state{}
+	}
 	known, _ := states.Load(weak.Make(session))
 	st, _ := known.(state)
 	if st.status != fresh || session.ID == "" {
 		return st
 	}
 	st.status, st.id = stored, session.ID
-	if session.IsNew { // a copy of one that could not be read looks like this
+	if session.IsNew { // as a copy of one that could not be read
 		st.status = unread
 	}
 	return st

@@ -11,7 +11,7 @@ import (
 // Status is what a handler answers to an error of Get, New, Save, Renew, Touch or Update:
 //
 //   - 200 to nil, and to a cookie that proves nothing: Get has made a new session, which can
-//     be used as it is
+//     be used as it is. What a Codec of yours refuses counts as such a cookie
 //   - 401 to [ErrGone]: the session has ended, so log in again
 //   - 409 to [ErrConflict]: load the session again and repeat, which is what Update is for
 //   - 503 to [ErrNotLoaded], [ErrLocked], and whatever else is about Redis or the connection

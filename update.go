@@ -17,6 +17,9 @@ import (
 // shortest time that a session can be held. An error from fn saves nothing and is returned
 // as it is.
 //
+// It unlocks the session in any case, also if the request's Get has locked it: where another
+// request then changes it, this one's Save is [ErrConflict].
+//
 // fn works on a session of its own. When that is saved, the request's session, if it has
 // one, becomes the same; changes to it that were not saved are lost. If the request's
 // session has ended meanwhile, Update is [ErrGone] and does not call fn. Where there is no
@@ -83,9 +86,8 @@ func (u *update) load(l *LockingStore) error {
 	case before.status == ended:
 		return ErrGone
 	case before.status == stored:
-		u.session.IsNew, u.session.Options = true, l.options()
 		var found bool
-		if found, err = u.find([]string{u.registered.ID}); err == nil && !found {
+		if found, err = u.reload(u.registered, before.id); err == nil && !found {
 			return ErrGone
 		}
 	default:

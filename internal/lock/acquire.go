@@ -22,8 +22,11 @@ func (l *Locker) Acquire(ctx context.Context, w Want) (*Lease, Value, error) {
 			return nil, Value{}, err
 		}
 		value, taken, err := a.take(ctx, lease)
-		if err != nil || taken {
-			return lease, value, err
+		if err != nil {
+			return nil, Value{}, err
+		}
+		if taken {
+			return lease, value, nil
 		}
 	}
 }
@@ -107,15 +110,20 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		if locked {
 			err = ErrLocked
 		}
-		a.wait()
 		rest := time.Until(a.deadline)
-		if rest <= 0 || !n.wait(ctx, rest, time.Duration(left)*time.Millisecond) {
-			a.locker.stats.refused.Add(1)
-			if locked && a.locker.last(a.Key) {
-				go a.locker.unlock(ctx, keysOf(a.Key), "", true)
+		if rest > 0 {
+			a.wait()
+			if n.wait(ctx, rest, time.Duration(left)*time.Millisecond) {
+				continue
 			}
-			return nil, ended(ctx, err)
 		}
+		if locked {
+			a.locker.stats.refused.Add(1)
+		}
+		if locked && a.locker.last(a.Key) {
+			go a.locker.unlock(ctx, keysOf(a.Key), "", true)
+		}
+		return nil, ended(ctx, err)
 	}
 }
 

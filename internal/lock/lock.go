@@ -2,10 +2,12 @@
 // others, and lets a write through only if nobody else has written since the writer read.
 // It knows keys and bytes, not what they mean.
 //
-// Beside a key K it keeps three, in the same Cluster slot: {K}:lock is the holder's token,
-// or a reservation for a process, and expires with it; {K}:version is the token of the last
-// write; {K}:queue lists the processes that wait. A large value stands in {K}:TOKEN until it
-// is written.
+// Beside a key K it keeps, in the same Cluster slot:
+//
+//	{K}:lock     the holder's token, for TTL; or a process that has the next turn, for 200 ms
+//	{K}:version  the token of the last write, for TTL, Wait and a minute
+//	{K}:queue    the processes that wait, each by its channel; a little longer than they take to ask again
+//	{K}:TOKEN    a large value that is about to be written
 package lock
 
 import (

@@ -81,11 +81,11 @@ type Write struct {
 	Args    []any
 }
 
-// Write writes the key if it is still what Seen says, and releases the lock. It returns
-// what a later Write by the same writer has seen, also where the error is about the
-// connection and it is not known what was done: then the next Write is done if nobody else
-// has written. Where Redis has lost the version, and holds what that attempt would have written,
-// nobody can tell whose it is: then the next Write has the same error again.
+// Write writes the key if it is still what Seen says, and releases the lock. It returns the
+// Version for the writer's next Write, also with an error. After an error of the connection
+// that Version includes this attempt: the next Write is done if nobody but this writer has
+// written. If Redis has lost :version by then, and the value is what this attempt would have
+// written, nobody can tell whose it is, and the next Write returns the same error.
 //
 // Other errors are ErrGone, ErrConflict and ErrLocked, after which nothing was written,
 // and Redis' own.

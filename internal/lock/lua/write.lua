@@ -1,6 +1,7 @@
 -- Writes a session, or deletes it, if it is what the writer saw; then releases the lock.
--- KEYS: 1 the session, 2 its lock, 3 its version, 4 its queue, 5 the renewal marker, for a
---       deletion, or where a large value stands, or the session; 6... the prelude's
+-- KEYS: 1 the session, 2 its lock, 3 its version, 4 its queue, 5 to delete: the renewal
+--       marker; to write a large value: the key that holds it; else the session again;
+--       6... the prelude's
 -- ARGV: 1 token, 2 process, 3 the queue's expiry in ms, 0 to not wait, 4 a reservation's
 --       in ms, 5 the new version, 6 its expiry in s, 7 value, 8 its expiry in s, 0 to
 --       delete, 9 the marker's, 10 how many versions there are; 11... the prelude's; at
