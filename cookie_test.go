@@ -11,8 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"context"
+	"errors"
+	"io"
+
 	"github.com/gorilla/securecookie"
 	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
 )
 
 // TestTheApplicationsCookiesStay has the application expire cookies of the session's name
@@ -370,4 +375,257 @@ func TestPublicIDNamesASessionAndProvesNothing(t *testing.T) {
 			t.Error("the public ID depends on more than the ID")
 		}
 	})
+}
+
+func TestCookiesThatProveNothing(t *testing.T) {
+	store, rec := startMini(t).store(t)
+	good := login(t, store)["s"]
+	foreign, err := securecookie.EncodeMulti("s", "ID", securecookie.CodecsFromPairs([]byte("another key, as long as it should be"))...)
+	must(t, err)
+	otherName, err := securecookie.EncodeMulti("other", "ID", store.Codecs...)
+	must(t, err)
+	notAnID, err := securecookie.EncodeMulti("s", map[any]any{"user": "eve"}, store.Codecs...)
+	must(t, err)
+	for name, value := range map[string]string{
+		"tampered with":                       "A" + good[1:],
+		"truncated":                           good[:len(good)-1],
+		"100 KB":                              strings.Repeat("A", 100_000),
+		"of an unknown key":                   foreign,
+		"of another session name":             otherName,
+		"of something that is not an ID":      notAnID,
+		"the raw ID":                          "tro8w0.AAAA",
+		"base64 of nothing":                   "====",
+		"with characters that are not base64": "%%",
+	} {
+		rec.take()
+		b := browser{"s": value}
+		r, w := b.request(t), httptest.NewRecorder()
+		s, err := store.Get(r, "s")
+		var decode securecookie.Error
+		if !errors.As(err, &decode) || errors.Is(err, ErrNotLoaded) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if _, want := sessions.NewCookieStore(hashKey).Get(b.request(t), "s"); want != nil {
+			equal(t, name+": error beside CookieStore's", err.Error(), want.Error())
+		}
+		s.Values["user"] = "bob"
+		must(t, s.Save(r, w))
+		b.keep(w)
+		equal(t, name+": user", b.user(t, store), "bob")
+		equal(t, name+": commands", rec.take(), "set get")
+	}
+}
+
+func TestAllCookiesOfTheNameAreTried(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		ann, dead := login(t, store)["s"], login(t, store)
+		dead.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+			s.Options.MaxAge = -1
+			must(t, s.Save(r, w))
+		})
+		logout := login(t, store)
+		s, r, w := logout.get(t, store)
+		s.Options.MaxAge = -1
+		must(t, s.Save(r, w))
+		stale := logout["s"]
+
+		get := func(cookies ...string) (*sessions.Session, error) {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Cookie", "s="+strings.Join(cookies, "; s="))
+			rec.take()
+			return store.Get(r, "s")
+		}
+		for _, cookies := range [][]string{{ann, stale}, {stale, ann}, {"nonsense", stale, ann}, {"nonsense", ann}, append(slices.Repeat([]string{"nonsense"}, 50), ann)} {
+			s, err := get(cookies...)
+			if err != nil || s.Values["user"] != "ann" {
+				t.Errorf("%d cookies: error %v, session %+v", len(cookies), err, s)
+			}
+		}
+		if s, err := get(stale, "nonsense"); err == nil || !s.IsNew {
+			t.Errorf("no living session: error %v, session %+v", err, s)
+		}
+		_, err := get(slices.Repeat([]string{stale}, 3000)...)
+		must(t, err)
+		equal(t, "commands for one ID 3000 times", rec.take(), "get exists")
+
+		many := make([]string, 100)
+		for i := range many {
+			many[i], err = securecookie.EncodeMulti("s", store.newID(), store.Codecs...)
+			must(t, err)
+		}
+		_, err = get(many...)
+		must(t, err)
+		equal(t, "commands for 100 IDs", rec.take(), strings.Repeat("get ", maxIDs)+"exists")
+
+		// When the first that exists cannot be read, it must not be passed over: the
+		// next could be somebody else's.
+		rec.failOnce("get", io.ErrUnexpectedEOF)
+		s, err = get(ann, login(t, store)["s"])
+		wantErr(t, err, ErrNotLoaded)
+		equal(t, "Values", len(s.Values), 0)
+	})
+}
+
+func TestCookieAttributes(t *testing.T) {
+	store := New(startMini(t).client(t), hashKey)
+	set := func(o sessions.Options) (*http.Cookie, http.Header, error) {
+		s, r, w := browser{}.get(t, store)
+		s.Options = &o
+		err := s.Save(r, w)
+		if err != nil {
+			return nil, w.Header(), err
+		}
+		return w.Result().Cookies()[0], w.Header(), nil
+	}
+	c, h, err := set(*newSession(t, store).Options)
+	must(t, err)
+	if c.Path != "/" || c.MaxAge != 30*24*3600 || !c.Secure || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Partitioned || c.Domain != "" {
+		t.Errorf("by default the cookie is %v", c)
+	}
+	equal(t, "Vary", fmt.Sprint(h["Vary"]), "[Cookie]")
+	equal(t, "Cache-Control", fmt.Sprint(h["Cache-Control"]), `[no-cache="Set-Cookie"]`)
+	c, _, err = set(sessions.Options{Path: "/app", Domain: "example.com", MaxAge: 5, Secure: true, Partitioned: true, SameSite: http.SameSiteNoneMode})
+	must(t, err)
+	if c.Path != "/app" || c.MaxAge != 5 || !c.Secure || c.HttpOnly || c.SameSite != http.SameSiteNoneMode || !c.Partitioned || c.Domain != "example.com" {
+		t.Errorf("with Options the cookie is %v", c)
+	}
+	for want, o := range map[string]sessions.Options{
+		"Domain":      {Domain: "not a domain"},
+		"Path":        {Path: "/;"},
+		"partitioned": {Partitioned: true},
+	} {
+		_, h, err := set(o)
+		wantText(t, err, `redistore: cookie "s": http: `)
+		wantText(t, err, want)
+		equal(t, "Set-Cookie", h.Get("Set-Cookie"), "")
+	}
+}
+
+func TestInvalidCookieNameIsAnError(t *testing.T) {
+	srv := startMini(t)
+	store, _ := srv.store(t)
+	for _, name := range []string{"", "not a name", "a=b", "ü"} {
+		s, err := store.New(browser{}.request(t), name)
+		must(t, err) // as CookieStore
+		w := httptest.NewRecorder()
+		wantText(t, store.Save(browser{}.request(t), w, s), "redistore: cookie")
+		if s.Options.MaxAge = -1; name != "" { // without a name there is no cookie to expire
+			wantText(t, store.Save(browser{}.request(t), w, s), "redistore: cookie")
+		}
+		equal(t, "Set-Cookie", w.Header().Get("Set-Cookie"), "")
+	}
+	equal(t, "keys", len(srv.keys(t)), 0)
+}
+
+func TestOneSetCookiePerSession(t *testing.T) {
+	store := New(startMini(t).client(t), hashKey)
+	r, w := browser{}.request(t), httptest.NewRecorder()
+	http.SetCookie(w, &http.Cookie{Name: "mine", Value: "1"})
+	http.SetCookie(w, &http.Cookie{Name: "ss", Value: "1"})
+	w.Header().Set("Vary", "Accept")
+	w.Header().Set("Cache-Control", "max-age=60")
+	for range 3 {
+		for _, name := range []string{"s", "t"} {
+			s, err := store.Get(r, name)
+			must(t, err)
+			must(t, s.Save(r, w))
+		}
+	}
+	s, _ := store.Get(r, "s")
+	must(t, store.Renew(r, w, s))
+	s.Options.MaxAge = -1
+	must(t, s.Save(r, w))
+	var got []string
+	for _, c := range w.Result().Cookies() {
+		got = append(got, c.Name)
+	}
+	equal(t, "cookies", fmt.Sprint(got), "[mine ss t s]")
+	equal(t, "the last one deletes", w.Result().Cookies()[3].MaxAge, -1)
+	equal(t, "Vary", fmt.Sprint(w.Header()["Vary"]), "[Accept Cookie]")
+	equal(t, "Cache-Control", fmt.Sprint(w.Header()["Cache-Control"]), `[max-age=60 no-cache="Set-Cookie"]`)
+}
+
+// TestManyCookiesHaveOneBound looks several IDs up, each of which takes its time.
+func TestManyCookiesHaveOneBound(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	store, _ := srv.locking(t)
+	store.Wait = time.Hour
+	for name, b := range map[string]backend{"Store": store.Store, "LockingStore": store} {
+		slow := &slowBackend{backend: b}
+		_, err := (&call{by: slow, r: browser{}.request(t), session: newSession(t, store.Store)}).find([]string{"1", "2", "3"})
+		must(t, err)
+		equal(t, name+": IDs", len(slow.until), 3)
+		equal(t, name+": bounds", len(slices.Compact(slow.until)), 1)
+		if left := time.Until(slow.until[0]); left > b.bound() || left < b.bound()-3*time.Second {
+			t.Errorf("%s: the bound is in %v, want %v", name, left, b.bound())
+		}
+	}
+
+	b := login(t, store)
+	load(t, store, b) // and holds it
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := NewLockingStore(store.Store).New(b.request(t).WithContext(ctx), "s"); err == nil {
+		t.Error("it waited for the lock for longer than it may")
+	}
+}
+
+// slowBackend finds nothing, and notes until when it may look.
+type slowBackend struct {
+	backend
+	until []time.Time
+}
+
+func (s *slowBackend) read(_ *call, _ string, _ time.Duration, until time.Time) ([]byte, error) {
+	s.until = append(s.until, until)
+	return nil, redis.Nil
+}
+
+func FuzzCookie(f *testing.F) {
+	store := New(startMini(f).client(f), hashKey, blockKey)
+	good, err := securecookie.EncodeMulti("s", store.newID(), store.Codecs...)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("s=" + good)
+	f.Add("s=" + good + "; s=x")
+	f.Add("s=")
+	f.Add("")
+	f.Fuzz(func(t *testing.T, cookie string) {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Cookie", cookie)
+		s, err := store.Get(r, "s")
+		if errors.Is(err, ErrNotLoaded) {
+			t.Fatal(err)
+		}
+		if !s.IsNew || s.ID != "" || len(s.Values) != 0 {
+			t.Errorf("%q gave %+v", cookie, s)
+		}
+	})
+}
+
+// TestCookiesAreSecurecookies shows that what reads and writes IDs without encoding/gob
+// changes nothing in them.
+func TestCookiesAreSecurecookies(t *testing.T) {
+	ours, theirs := newCodecs([][]byte{hashKey}), securecookie.CodecsFromPairs(hashKey)
+	for _, c := range [][2][]securecookie.Codec{{ours, theirs}, {theirs, ours}} {
+		for _, id := range []string{"", "id", strings.Repeat("long", 100)} {
+			value, err := securecookie.EncodeMulti("s", id, c[0]...)
+			must(t, err)
+			got := "before"
+			must(t, securecookie.DecodeMulti("s", value, &got, c[1]...))
+			equal(t, "ID", got, id)
+		}
+		value, err := securecookie.EncodeMulti("s", map[any]any{"user": "ann"}, c[0]...)
+		must(t, err)
+		var values map[any]any
+		must(t, securecookie.DecodeMulti("s", value, &values, c[1]...))
+		equal(t, "user", values["user"], any("ann"))
+		id := "before"
+		if err := securecookie.DecodeMulti("s", value, &id, c[1]...); err == nil || id != "before" {
+			t.Errorf("values for an ID: %q, error %v", id, err)
+		}
+	}
 }

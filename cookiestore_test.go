@@ -13,6 +13,13 @@ import (
 	"testing"
 	"time"
 
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/gob"
+	"io"
+
 	"github.com/gorilla/securecookie"
 	"github.com/gorilla/sessions"
 )
@@ -313,4 +320,153 @@ func (d *difference) answer() {
 	for id := range d.over {
 		delete(d.latest, id)
 	}
+}
+
+// TestCookieStoresSessionsMoveIn logs in under a real sessions.CookieStore and goes
+// on with this store.
+func TestCookieStoresSessionsMoveIn(t *testing.T) {
+	others := []byte("another key, as long as it should be")
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, c := range map[string]struct{ before, after [][]byte }{
+			"one key":           {[][]byte{hashKey}, [][]byte{hashKey}},
+			"encrypted":         {[][]byte{hashKey, blockKey}, [][]byte{hashKey, blockKey}},
+			"rotated":           {[][]byte{others, blockKey}, [][]byte{hashKey, nil, others, blockKey}},
+			"rotated encrypted": {[][]byte{others}, [][]byte{hashKey, blockKey, others, nil}},
+		} {
+			cookies := sessions.NewCookieStore(c.before...)
+			store := New(srv.client(t), c.after...)
+			store.now = srv.now
+			store.CookieStoreUntil = srv.now().Add(time.Hour)
+			for _, over := range []sessions.Store{store, NewLockingStore(store)} {
+				for _, first := range []string{"save", "renew", "update"} {
+					must(t, srv.admin.FlushDB(t.Context()).Err())
+					b := login(t, cookies)
+					b.visit(t, cookies, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+						s.Values["profile"], s.Values[7] = profile{"Ann"}, []string{"a"}
+						s.AddFlash("welcome")
+						must(t, s.Save(r, w))
+					})
+					old := b["s"]
+					for n := range 2 {
+						r, end := b.lived(t)
+						w := httptest.NewRecorder()
+						s, err := over.Get(r, "s")
+						must(t, err)
+						equal(t, name+": Values", fmt.Sprint(s.Values), fmt.Sprint(map[any]any{"user": "ann", "profile": profile{"Ann"}, 7: []string{"a"}, "_flash": []any{"welcome"}}))
+						equal(t, name+": IsNew", s.IsNew, false)
+						equal(t, name+": no ID yet", s.ID == "", n == 0)
+						lock, locked := over.(*LockingStore)
+						switch {
+						case first == "update" && locked:
+							must(t, lock.Update(r, w, "s", func(*sessions.Session) error { return nil }))
+						case first == "renew" && locked:
+							must(t, lock.Renew(r, w, s))
+						case first == "renew":
+							must(t, store.Renew(r, w, s))
+						default:
+							must(t, s.Save(r, w))
+						}
+						must(t, s.Save(r, w)) // and once more
+						end()
+						b.keep(w)
+						srv.free(t)
+						equal(t, name+": keys", len(srv.keys(t)), 1)
+					}
+					b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+						s.Options.MaxAge = -1
+						must(t, s.Save(r, w))
+					})
+					equal(t, name+": user after logout", b.user(t, store), "")
+					b["s"] = old
+					b.visit(t, over, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+						s.Options.MaxAge = -1
+						must(t, s.Save(r, w))
+						s.Options.MaxAge = 3600
+						wantErr(t, s.Save(r, w), ErrGone)
+						equal(t, name+": keys after a logout without a move", len(srv.keys(t)), 0)
+					})
+					equal(t, name+": cookies after logout", len(b), 0)
+					// A copy of a CookieStore cookie stays valid, as it was under CookieStore.
+					equal(t, name+": user of a copy", browser{"s": old}.user(t, store), "ann")
+				}
+			}
+		}
+	})
+}
+
+func TestCookieStoresSessionsAreBound(t *testing.T) {
+	srv := startMini(t)
+	store, rec := srv.store(t)
+	b := login(t, sessions.NewCookieStore(hashKey))
+
+	_, err := store.Get(b.request(t), "s")
+	var decode securecookie.Error
+	if !errors.As(err, &decode) || !decode.IsDecode() {
+		t.Errorf("without CookieStoreUntil: %v", err)
+	}
+	store.CookieStoreUntil = srv.now().Add(time.Hour)
+	equal(t, "user", b.user(t, store), "ann")
+	s, r, w := b.get(t, store)
+	wantErr(t, store.Touch(r, w, s), ErrGone) // there is no record to extend
+	s.Options.MaxAge = -1
+	must(t, s.Save(r, w))
+	equal(t, "MaxAge of the cookie", w.Result().Cookies()[0].MaxAge, -1)
+	equal(t, "commands", rec.take(), "")
+
+	srv.forward(t, time.Hour+time.Second)
+	s, err = store.Get(b.request(t), "s")
+	if err == nil || !s.IsNew || len(s.Values) > 0 {
+		t.Errorf("after the date: error %v, session %+v", err, s)
+	}
+	store.CookieStoreUntil = srv.now().Add(time.Hour)
+	store.Options.MaxAge = 1 // second, and the cookie is made to be older
+	old := oldCookie(t, 2*time.Second, map[any]any{"user": "ann"})
+	if _, err := store.Get(browser{"s": old}.request(t), "s"); err == nil {
+		t.Error("a cookie older than MaxAge was taken over")
+	}
+	store.Options.MaxAge = 0
+	tooOld := oldCookie(t, 31*24*time.Hour, map[any]any{"user": "ann"})
+	if _, err := store.Get(browser{"s": tooOld}.request(t), "s"); err == nil {
+		t.Error("with MaxAge 0, a cookie of 31 days was taken over")
+	}
+	store.Options.MaxAge = 3600
+	equal(t, "user of a cookie younger than MaxAge", browser{"s": old}.user(t, store), "ann")
+	// An Update that fails leaves it as it was.
+	lock := NewLockingStore(store)
+	r = browser{"s": old}.request(t)
+	wantErr(t, lock.Update(r, w, "s", func(s *sessions.Session) error { clear(s.Values); return io.EOF }), io.EOF)
+	s, err = lock.Get(r, "s")
+	must(t, err)
+	equal(t, "Values", fmt.Sprint(s.Values), "map[user:ann]")
+	changed := []byte(old)
+	changed[len(changed)/2] ^= 1
+	if s, err := store.Get(browser{"s": string(changed)}.request(t), "s"); err == nil || !s.IsNew {
+		t.Errorf("a cookie that was tampered with: error %v, session %+v", err, s)
+	}
+
+	// A living session counts before an old cookie, and a dead one does not stand in
+	// its way.
+	living := login(t, store)["s"]
+	dead, err := securecookie.EncodeMulti("s", store.newID(), store.Codecs...)
+	must(t, err)
+	for _, cookies := range []string{"s=" + old + "; s=" + living, "s=" + living + "; s=" + old, "s=" + dead + "; s=" + old} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Cookie", cookies)
+		s, err := store.Get(r, "s")
+		must(t, err)
+		equal(t, "from Redis", s.ID != "", strings.Contains(cookies, living))
+		equal(t, "user", s.Values["user"], any("ann"))
+		must(t, s.Save(r, httptest.NewRecorder()))
+	}
+}
+
+// oldCookie is one as securecookie made it some time ago.
+func oldCookie(t *testing.T, age time.Duration, value any) string {
+	t.Helper()
+	var b bytes.Buffer
+	must(t, gob.NewEncoder(&b).Encode(value))
+	signed := fmt.Sprintf("s|%d|%s|", time.Now().Add(-age).Unix(), base64.URLEncoding.EncodeToString(b.Bytes()))
+	mac := hmac.New(sha256.New, hashKey)
+	mac.Write([]byte(signed[:len(signed)-1]))
+	return base64.URLEncoding.EncodeToString(append([]byte(signed[len("s|"):]), mac.Sum(nil)...))
 }

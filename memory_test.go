@@ -14,8 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"errors"
+	"sync"
+
 	"github.com/gorilla/securecookie"
 	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
 )
 
 // These tests look at what the whole process holds, so that no other may run at the same
@@ -315,5 +319,261 @@ func TestALargeSessionPassesThroughTheLock(t *testing.T) {
 			srv.free(t)
 		}
 		equal(t, "keys but for locks", len(srv.keys(t)), 1)
+	})
+}
+
+// TestNothingIsLeftBehind runs requests of every kind, and looks for goroutines,
+// lines and memory that stay.
+func TestNothingIsLeftBehind(t *testing.T) {
+	srv := startRedis(t)
+	store, rec := srv.locking(t)
+	store.TTL = 20 * time.Millisecond // for where it is unlocking that fails
+	plain := store.Store
+	b := login(t, store)
+	idle := func() {
+		t.Helper()
+		eventually(t, "nobody stands in line", func() bool { return store.waiting() == -1 })
+	}
+	kinds := []func(*http.Request){
+		func(r *http.Request) { store.Get(r, "s") },
+		func(r *http.Request) { increment(store, r, false) },
+		func(r *http.Request) { increment(store, r, true) },
+		func(r *http.Request) { store.New(r, "s"); store.Get(r, "s"); sessions.Save(r, httptest.NewRecorder()) },
+		func(r *http.Request) {
+			store.Update(r, httptest.NewRecorder(), "s", func(*sessions.Session) error { return io.EOF })
+		},
+		func(r *http.Request) {
+			s, _ := store.New(browser{}.request(t), "s")
+			store.Save(r, httptest.NewRecorder(), s)
+			store.Renew(r, httptest.NewRecorder(), s)
+			s.Options.MaxAge = -1
+			store.Save(r, httptest.NewRecorder(), s)
+		},
+		func(r *http.Request) { s, _ := plain.New(r, "s"); store.Save(r, httptest.NewRecorder(), s) },
+		func(r *http.Request) {
+			idle() // or what fails is the unlocking of the request before
+			rec.failOnce("evalsha", io.EOF)
+			store.Get(r, "s")
+		},
+	}
+	round := func(n int) {
+		var wg sync.WaitGroup
+		for i := range n {
+			r, end := b.lived(t)
+			kinds[i%len(kinds)](r)
+			end()
+			if i%100 == 0 {
+				for range 5 { // some that wait, and some that give up
+					wg.Go(func() {
+						ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7)*time.Millisecond)
+						defer cancel()
+						store.Get(b.request(t).WithContext(ctx), "s")
+					})
+				}
+			}
+		}
+		wg.Wait()
+		idle()
+	}
+	heap := func() (uint64, int) {
+		srv.free(t)
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		rec.take()
+		return m.HeapAlloc, runtime.NumGoroutine()
+	}
+	round(1000)
+	bytes, goroutines := heap()
+	round(10_000)
+	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines+2 })
+	after, _ := heap()
+	if after > bytes+1<<20 {
+		t.Errorf("the heap went from %d to %d bytes", bytes, after)
+	}
+	srv.forward(t, 2*time.Minute) // a version lives for a minute, TTL and Wait
+	beside, err := srv.admin.Keys(t.Context(), "{*").Result()
+	must(t, err)
+	equal(t, "keys beside the sessions", len(beside), 0)
+}
+
+// TestNoLockIsLeftByARequestThatFails looks at every way out of a request that may
+// have the lock: it must be free before TTL.
+func TestNoLockIsLeftByARequestThatFails(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, c := range map[string]struct {
+			fault  func(cmd redis.Cmder, b browser, hangUp func()) // after a script has been run
+			handle func(store *LockingStore, r *http.Request)
+		}{
+			"the reply to the load is lost": {
+				func(cmd redis.Cmder, _ browser, _ func()) { cmd.SetErr(io.EOF) },
+				func(store *LockingStore, r *http.Request) { _, _ = store.Get(r, "s") },
+			},
+			"the client hangs up during the load": {
+				func(cmd redis.Cmder, _ browser, hangUp func()) { hangUp(); cmd.SetErr(context.Canceled) },
+				func(store *LockingStore, r *http.Request) { _, _ = store.Get(r, "s") },
+			},
+			"the client hangs up during the second load": {
+				func(_ redis.Cmder, _ browser, hangUp func()) { hangUp() },
+				func(store *LockingStore, r *http.Request) { _, _ = store.Get(r, "s"); _, _ = store.New(r, "s") },
+			},
+			"a redis error after a lost reply": {
+				func(cmd redis.Cmder, _ browser, _ func()) { cmd.SetErr(redisError("OOM command not allowed")) },
+				func(store *LockingStore, r *http.Request) { _, _ = store.Get(r, "s") },
+			},
+			"logout between the load and its repeat": {
+				func(cmd redis.Cmder, b browser, _ func()) {
+					must(t, srv.admin.Del(t.Context(), "session_"+idOf(t, New(srv.admin, hashKey), b)).Err())
+				},
+				func(store *LockingStore, r *http.Request) { _, _ = store.Get(r, "s"); _, _ = store.New(r, "s") },
+			},
+			"the save fails": {
+				func(cmd redis.Cmder, _ browser, _ func()) {},
+				func(store *LockingStore, r *http.Request) {
+					s, _ := store.Get(r, "s")
+					store.client.AddHook(&recorder{fail: failFirst("evalsha", "eval", func() {})})
+					s.Values["n"] = 1
+					_ = s.Save(r, httptest.NewRecorder())
+					_, _ = store.New(r, "s")
+				},
+			},
+			"Redis refuses the save": {
+				func(cmd redis.Cmder, _ browser, _ func()) {},
+				func(store *LockingStore, r *http.Request) {
+					s, _ := store.Get(r, "s")
+					store.client.AddHook(&recorder{fail: func(n string) error {
+						if strings.HasPrefix(n, "eval") && count(s) == 1 {
+							s.Values["n"] = 2
+							return redisError("OOM command not allowed")
+						}
+						return nil
+					}})
+					s.Values["n"] = 1
+					_ = s.Save(r, httptest.NewRecorder())
+				},
+			},
+			"Update of what cannot be decoded": {
+				func(cmd redis.Cmder, b browser, _ func()) {},
+				func(store *LockingStore, r *http.Request) {
+					store.Serializer = JSONSerializer{}
+					wantErr(t, store.Update(r, httptest.NewRecorder(), "s", nil), ErrNotLoaded)
+				},
+			},
+		} {
+			client := srv.client(t, func(o *redis.Options) { o.MaxRetries = -1 })
+			store := NewLockingStore(New(client, hashKey))
+			b := login(t, store)
+			r, end := b.lived(t)
+			first := true
+			client.AddHook(hook{after: func(cmd redis.Cmder) {
+				if first && strings.HasPrefix(cmd.Name(), "eval") {
+					first = false
+					c.fault(cmd, b, end)
+				}
+			}})
+			c.handle(store, r)
+			if strings.HasPrefix(name, "Update") {
+				srv.free(t)
+			}
+			end()
+			srv.free(t)
+			eventually(t, name+": nobody stands in line", func() bool { return store.waiting() == -1 })
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+	})
+}
+
+// TestWhatWasNotedDoesNotOutliveItsSession has requests go on after their session has
+// ended, or after an Update that failed, as if it had never been.
+func TestWhatWasNotedDoesNotOutliveItsSession(t *testing.T) {
+	failure := errors.New("fn failed")
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		store.CookieStoreUntil = time.Now().Add(time.Hour)
+		ended := func(s *sessions.Session) error {
+			return srv.admin.Del(t.Context(), store.key(s.ID)).Err()
+		}
+		renewed := func(r *http.Request, w http.ResponseWriter) *sessions.Session {
+			s, err := store.Get(r, "s")
+			must(t, err)
+			must(t, store.Renew(r, w, s))
+			must(t, store.Update(r, w, "s", func(*sessions.Session) error { return nil }))
+			return s
+		}
+		visitor := func() browser { return browser{} }
+		user := func() browser { return login(t, store) }
+		mover := func() browser { return login(t, sessions.NewCookieStore(hashKey)) }
+		for name, c := range map[string]struct {
+			b    func() browser
+			do   func(*http.Request, http.ResponseWriter) error
+			err  error
+			keys int
+		}{
+			"Get, after a middleware's renewed one has ended": {user, func(r *http.Request, w http.ResponseWriter) error {
+				s, err := store.Store.Get(r, "s")
+				must(t, err)
+				must(t, store.Store.Renew(r, w, s))
+				must(t, ended(s))
+				s, err = store.Get(r, "s")
+				must(t, err)
+				return s.Save(r, w)
+			}, nil, 1},
+			"Save, after an Update whose fn saved and failed": {visitor, func(r *http.Request, w http.ResponseWriter) error {
+				wantErr(t, store.Update(r, w, "s", func(s *sessions.Session) error {
+					must(t, s.Save(r, w))
+					must(t, ended(s))
+					return failure
+				}), failure)
+				s, err := store.Get(r, "s")
+				must(t, err)
+				return s.Save(r, w)
+			}, nil, 1},
+			"a new ID in Update, after Save": {visitor, func(r *http.Request, w http.ResponseWriter) error {
+				s, err := store.Get(r, "s")
+				must(t, err)
+				must(t, s.Save(r, w))
+				return store.Update(r, w, "s", func(s *sessions.Session) error { s.ID = ""; return nil })
+			}, nil, 1},
+			"a new ID, after Renew and Update": {user, func(r *http.Request, w http.ResponseWriter) error {
+				s := renewed(r, w)
+				s.ID = ""
+				return s.Save(r, w)
+			}, nil, 1},
+			"logout without an ID, after Renew and Update": {user, func(r *http.Request, w http.ResponseWriter) error {
+				s := renewed(r, w)
+				s.ID, s.Options.MaxAge = "", -1
+				return s.Save(r, w)
+			}, nil, 0},
+			"Update, after CookieStore's session was logged out": {mover, func(r *http.Request, w http.ResponseWriter) error {
+				s, err := store.Get(r, "s")
+				must(t, err)
+				s.Options.MaxAge = -1
+				must(t, s.Save(r, w))
+				return store.Update(r, w, "s", func(*sessions.Session) error {
+					t.Error("fn was called")
+					return nil
+				})
+			}, ErrGone, 0},
+			"Save, after an Update that logged it out and failed": {mover, func(r *http.Request, w http.ResponseWriter) error {
+				wantErr(t, store.Update(r, w, "s", func(s *sessions.Session) error {
+					s.Options.MaxAge = -1
+					must(t, s.Save(r, w))
+					return failure
+				}), failure)
+				s, err := store.Get(r, "s")
+				must(t, err)
+				return s.Save(r, w)
+			}, ErrGone, 0},
+		} {
+			t.Run(name, func(t *testing.T) {
+				must(t, srv.admin.FlushDB(t.Context()).Err())
+				r, end := c.b().lived(t)
+				wantErr(t, c.do(r, httptest.NewRecorder()), c.err)
+				end()
+				srv.free(t)
+				equal(t, "keys", len(srv.keys(t)), c.keys)
+			})
+		}
 	})
 }

@@ -189,3 +189,13 @@ func TestTheREADMEIsShort(t *testing.T) {
 		t.Errorf("it has %d words", n)
 	}
 }
+
+// TestNoTestFileIsLong, so that a newcomer finds the test of a promise.
+func TestNoTestFileIsLong(t *testing.T) {
+	t.Parallel()
+	for path, code := range repository(t, "_test.go") {
+		if n := strings.Count(code, "\n"); n > 700 {
+			t.Errorf("%s has %d lines: what is of another subject gets a file of its own", path, n)
+		}
+	}
+}

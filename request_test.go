@@ -328,3 +328,208 @@ func TestSavesOfRequestsThatAreGoneWaitInLine(t *testing.T) {
 		}
 	})
 }
+
+// TestOneRequestManyCalls shows that a request does not wait for itself, nor
+// conflict with itself. A deadlock would show as ErrLocked.
+func TestOneRequestManyCalls(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		store.Wait = 0
+		add := func(s *sessions.Session, r *http.Request) {
+			t.Helper()
+			s.Values["n"] = count(s) + 1
+			must(t, s.Save(r, httptest.NewRecorder()))
+		}
+		refused := func(s *sessions.Session, r *http.Request) {
+			t.Helper()
+			wantErr(t, s.Save(r, httptest.NewRecorder()), ErrConflict)
+		}
+		must2 := func(s *sessions.Session, err error) *sessions.Session { t.Helper(); must(t, err); return s }
+		for name, c := range map[string]struct {
+			handle func(r *http.Request)
+			want   int
+		}{
+			"Get, New, save both": {func(r *http.Request) {
+				a, b := must2(store.Get(r, "s")), must2(store.New(r, "s"))
+				add(a, r)
+				refused(b, r) // it has not seen the other's
+			}, 1},
+			"New, save, Get, save": {func(r *http.Request) {
+				add(must2(store.New(r, "s")), r)
+				add(must2(store.Get(r, "s")), r)
+			}, 2},
+			"two Saves": {func(r *http.Request) { s := must2(store.Get(r, "s")); add(s, r); add(s, r) }, 2},
+			"Renew and Saves": {func(r *http.Request) {
+				s := must2(store.Get(r, "s"))
+				add(s, r)
+				must(t, store.Renew(r, httptest.NewRecorder(), s))
+				add(s, r)
+				add(s, r)
+			}, 3},
+			"sessions.Save of two names": {func(r *http.Request) {
+				a, b := must2(store.Get(r, "s")), must2(store.Get(r, "other"))
+				a.Values["n"], b.Values["n"] = 1, 2
+				must(t, sessions.Save(r, httptest.NewRecorder()))
+				add(a, r)
+			}, 2},
+			"a copy of the request, made after Get": {func(r *http.Request) {
+				must2(store.Get(r, "s"))
+				type key struct{}
+				again := r.WithContext(context.WithValue(r.Context(), key{}, 1))
+				add(must2(store.Get(again, "s")), again)
+				add(must2(store.New(again, "s")), r)
+			}, 2},
+			"a clone of the request, made after Get": {func(r *http.Request) {
+				must2(store.Get(r, "s"))
+				again := r.Clone(r.Context())
+				add(must2(store.New(again, "s")), again)
+			}, 1},
+			"copies of the request, made before Get": {func(r *http.Request) {
+				ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
+				defer cancel()
+				again := r.WithContext(ctx)
+				b := must2(store.Get(again, "s"))
+				a := must2(store.Get(r, "s"))
+				add(b, again)
+				refused(a, r)
+				add(must2(store.Get(r, "s")), r)
+			}, 2},
+			"Update after Get": {func(r *http.Request) {
+				s := must2(store.Get(r, "s"))
+				s.Values["n"] = 666 // not saved
+				must(t, increment(store, r, true))
+				equal(t, "n of the session that was loaded before", count(s), 1)
+				must(t, increment(store, r, true))
+				add(s, r)
+			}, 3},
+			"Update before Get": {func(r *http.Request) {
+				must(t, increment(store, r, true))
+				add(must2(store.Get(r, "s")), r)
+			}, 2},
+			"Update in Update": {func(r *http.Request) {
+				must(t, store.Update(r, httptest.NewRecorder(), "s", func(s *sessions.Session) error {
+					s.Values["n"] = count(s) + 1
+					return increment(store, r, true)
+				}))
+			}, 2},
+		} {
+			b := login(t, store)
+			r, end := b.lived(t)
+			c.handle(r)
+			end()
+			srv.free(t)
+			if key := "session_" + must2(store.Store.New(b.request(t), "s")).ID; name != "Renew and Saves" {
+				s, _, _ := b.get(t, store.Store)
+				equal(t, name+": n in "+key, count(s), c.want)
+			} else {
+				key, data := srv.only(t)
+				s := sessions.NewSession(store, "s")
+				must(t, GobSerializer{}.Deserialize([]byte(data), s))
+				equal(t, name+": n in "+key, count(s), c.want)
+			}
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+		}
+	})
+}
+
+// TestAStaleSessionOfTheSameRequestIsRefused loads a session, has another request
+// change it, and loads it again: only the second may be saved.
+func TestAStaleSessionOfTheSameRequestIsRefused(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		stale, r := load(t, store, b)
+		srv.forward(t, store.TTL+time.Second)
+		must(t, store.Save(r, httptest.NewRecorder(), stale)) // unlocks in this process too
+		r2, end := b.lived(t)
+		must(t, increment(store, r2, false))
+		end()
+		fresh, err := store.New(r, "s")
+		must(t, err)
+		stale.Values["n"] = 666
+		wantErr(t, stale.Save(r, httptest.NewRecorder()), ErrConflict)
+		fresh.Values["n"] = count(fresh) + 1
+		must(t, fresh.Save(r, httptest.NewRecorder()))
+		s, _, _ := b.get(t, store.Store)
+		equal(t, "n", count(s), 2)
+	})
+}
+
+// TestCopiesOfARequestInParallel is what a middleware and http.TimeoutHandler may do.
+// It is for the race detector, and for panics.
+func TestCopiesOfARequestInParallel(t *testing.T) {
+	srv := startMini(t)
+	srv.mini.ClockTTL(true)
+	store, _ := srv.locking(t)
+	store.TTL, store.Wait = 5*time.Millisecond, 50*time.Millisecond
+	b := login(t, store)
+	for range 50 {
+		r, end := b.lived(t)
+		var wg sync.WaitGroup
+		for i := range 4 {
+			again := r.WithContext(context.WithValue(r.Context(), actorKey{}, i)) // with a registry of its own
+			wg.Go(func() {
+				for n := range 3 {
+					if s, err := store.Get(again, "s"); err == nil && n == i%3 {
+						_ = s.Save(again, httptest.NewRecorder())
+					}
+					_ = increment(store, again, true)
+				}
+			})
+		}
+		wg.Wait()
+		end()
+	}
+	eventually(t, "nobody stands in line", func() bool { return store.waiting() == -1 })
+}
+
+// TestACopyOfTheRequestMaySaveToo has two copies save at once: one of them is refused,
+// and the other can go on.
+func TestACopyOfTheRequestMaySaveToo(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		for range 20 {
+			b := login(t, store)
+			r, end := b.lived(t)
+			var all [2]*sessions.Session
+			var requests [2]*http.Request
+			for i := range all {
+				var err error
+				requests[i] = r.WithContext(r.Context())
+				all[i], err = store.Get(requests[i], "s")
+				must(t, err)
+				all[i].Values["n"] = i
+			}
+			var errs [2]error
+			var wg sync.WaitGroup
+			for i, s := range all {
+				wg.Go(func() { errs[i] = s.Save(requests[i], httptest.NewRecorder()) })
+			}
+			wg.Wait()
+			for i, s := range all {
+				if errs[i] == nil {
+					must(t, s.Save(requests[i], httptest.NewRecorder()))
+				}
+			}
+			end()
+		}
+	})
+}
+
+// TestTheRequestIsTheHandlersToChange has a handler put values into its request's
+// context, as gorilla does, while the client hangs up. The race detector watches.
+func TestTheRequestIsTheHandlersToChange(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		r, hangUp := b.lived(t)
+		_, err := store.Get(r, "s")
+		must(t, err)
+		go hangUp()
+		type key struct{}
+		eventually(t, "the lock is free", func() bool {
+			*r = *r.WithContext(context.WithValue(t.Context(), key{}, 1))
+			return len(srv.keys(t)) == 1
+		})
+	})
+}

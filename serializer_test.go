@@ -19,6 +19,8 @@ import (
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
 
+	"errors"
+
 	"github.com/redistore/redistore/internal/redisserver"
 )
 
@@ -431,3 +433,58 @@ func TestEncryptKeepsTheInnerErrors(t *testing.T) {
 }
 
 func FuzzEncrypted(f *testing.F) { fuzzDeserialize(f, Encrypt(GobSerializer{}, secret)) }
+
+// foreignGob is a session of another program: two good values, and one of a type
+// that this program has not registered.
+func foreignGob(t *testing.T) string {
+	t.Helper()
+	type known struct{ A int }
+	gob.RegisterName("redistore.known", known{})
+	s := sessions.NewSession(nil, "s")
+	s.Values["a"], s.Values["b"], s.Values["c"] = 1, known{1}, 2
+	data, err := GobSerializer{}.Serialize(s)
+	must(t, err)
+	return strings.ReplaceAll(string(data), "redistore.known", "redistore.alien")
+}
+
+func TestSerializersLeaveNothingHalfDone(t *testing.T) {
+	good := sessions.NewSession(nil, "s")
+	good.Values["user"] = "ann"
+	for _, z := range []Serializer{GobSerializer{}, JSONSerializer{}} {
+		data, err := z.Serialize(good)
+		must(t, err)
+		for n := range data {
+			s := sessions.NewSession(nil, "s")
+			if err := z.Deserialize(data[:n], s); err == nil || len(s.Values) != 0 {
+				t.Errorf("%T, %d of %d bytes: error %v, Values %v", z, n, len(data), err, s.Values)
+			}
+		}
+	}
+}
+
+// TestNotDecoded tells a value that nobody can decode from one that could not be had.
+func TestNotDecoded(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		b := login(t, store)
+		rec.failOnce("get", errors.New("no network"))
+		_, err := store.Get(b.request(t), "s")
+		wantErr(t, err, ErrNotLoaded)
+		equal(t, "not decoded, no network", errors.Is(err, ErrNotDecoded), false)
+
+		key, _ := srv.only(t)
+		must(t, srv.admin.Set(t.Context(), key, "not a gob", time.Hour).Err())
+		_, err = store.Get(b.request(t), "s")
+		wantErr(t, err, ErrNotLoaded)
+		wantErr(t, err, ErrNotDecoded)
+	})
+}
+
+func mustGob(t *testing.T, k, v any) []byte {
+	t.Helper()
+	s := sessions.NewSession(nil, "s")
+	s.Values[k] = v
+	data, err := GobSerializer{}.Serialize(s)
+	must(t, err)
+	return data
+}

@@ -457,3 +457,10 @@ func eventually(t *testing.T, what string, done func() bool) {
 		}
 	}
 }
+
+func wantText(t *testing.T, err error, want string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got error %v, want %q in it", err, want)
+	}
+}
