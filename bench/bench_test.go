@@ -32,7 +32,7 @@ func TestEveryPartWorks(t *testing.T) {
 	atOnce, many = []int{1, 2, 4, 8}, 4
 	sizes = []size{{"nothing", 0}, {"little", 16}, {"some", 256}, {"more", 4 << 10}}
 	largeSizes = []size{{"little", 0}, {"large", 64 << 10}}
-	orderProcesses, orderHolds, orderTurns = []int{2, 4}, []time.Duration{time.Millisecond}, 4
+	orderProcesses, orderHolds, orderTurns = []int{2, 4}, []time.Duration{time.Millisecond, 2 * time.Millisecond}, 4
 	crowdSessions, crowdLocks = []int{20}, 2*time.Second
 	*rounds, *slice, *lockSlice, *most, *filling, *trials = 1, 2*time.Millisecond, 10*time.Millisecond, 10_000, 200, 3
 	*charts = t.TempDir()
@@ -41,7 +41,7 @@ func TestEveryPartWorks(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
-	for _, name := range []string{"concurrency.svg", "size.svg"} {
+	for _, name := range []string{"concurrency.svg", "size.svg", "processes.svg", "sections.svg", "cpu.svg"} {
 		if svg, err := os.ReadFile(filepath.Join(*charts, name)); err != nil || !bytes.Contains(svg, []byte("</svg>")) {
 			t.Errorf("%s: %v, %d bytes", name, err, len(svg))
 		}

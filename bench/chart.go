@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"gonum.org/v1/plot"
@@ -18,57 +19,181 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// drawn are the contenders that the charts show, each with its color, which can be told
-// apart by those who see fewer of them.
-var drawn = []struct {
-	name  string
+// A style can be told from the others by those who see fewer colors, too.
+type style struct {
 	color color.RGBA
 	shape draw.GlyphDrawer
-}{
-	{cached, color.RGBA{0x00, 0x72, 0xb2, 0xff}, draw.TriangleGlyph{}},
-	{pipelined, color.RGBA{0x00, 0x9e, 0x73, 0xff}, draw.SquareGlyph{}},
-	{limit, color.RGBA{0x80, 0x80, 0x80, 0xff}, draw.CrossGlyph{}},
-	{plain, color.RGBA{0xd5, 0x5e, 0x00, 0xff}, draw.CircleGlyph{}},
-	{scsStore, color.RGBA{0xcc, 0x79, 0xa7, 0xff}, draw.PlusGlyph{}},
-	{theirs, color.RGBA{0x00, 0x00, 0x00, 0xff}, draw.RingGlyph{}},
 }
 
-// A chart has a line for each of those drawn, over points that have names.
+var (
+	blue   = style{color.RGBA{0x00, 0x72, 0xb2, 0xff}, draw.TriangleGlyph{}}
+	green  = style{color.RGBA{0x00, 0x9e, 0x73, 0xff}, draw.SquareGlyph{}}
+	gray   = style{color.RGBA{0x80, 0x80, 0x80, 0xff}, draw.CrossGlyph{}}
+	orange = style{color.RGBA{0xd5, 0x5e, 0x00, 0xff}, draw.CircleGlyph{}} // what most readers will use
+	pink   = style{color.RGBA{0xcc, 0x79, 0xa7, 0xff}, draw.PlusGlyph{}}
+	black  = style{color.RGBA{0x00, 0x00, 0x00, 0xff}, draw.RingGlyph{}}
+)
+
 type chart struct {
 	title, x, y string
 	steep       bool // so that only a logarithmic axis shows all
-	of          func(row) float64
 	ticks       plot.ConstantTicks
-	lines       [][]row // of each contender that is drawn, a row for each tick or none
+	lines       []line
 }
 
-// draw writes the charts of the reads, on white, so that they can be read on any page.
+type line struct {
+	name string
+	style
+	points plotter.XYs
+}
+
+// draw draws what was measured, on white, so that it can be read on any page.
 func (b *bench) draw(dir string) error {
-	over := chart{title: "Throughput of reads: sessions of 5 fields", x: "concurrent requests", y: "requests per second", of: row.perSecond}
-	for _, n := range atOnce {
-		over.add(float64(n), fmt.Sprint(n), func(store string) row { return b.find(read, sizes[0], n, store) })
-	}
-	cost := chart{title: "Time of a read: one at a time", x: "what the session holds beside 5 fields", y: "µs per request", steep: true,
-		of: func(r row) float64 { return us(r.wall()) }}
-	for _, s := range sizes {
-		at := float64(s.n)
-		if s.n == 0 {
-			at = 128 // about what 5 fields are; 0 has no place on a logarithmic axis
+	var failed error
+	for file, c := range map[string]chart{
+		"concurrency.svg": b.readsChart(), "size.svg": b.sizesChart(), "processes.svg": b.waitsChart(),
+		"sections.svg": b.scriptsChart(), "cpu.svg": b.cpuChart(),
+	} {
+		if len(c.lines) > 0 {
+			failed = errors.Join(failed, c.write(filepath.Join(dir, file)))
 		}
-		cost.add(at, s.name, func(store string) row { return b.find(read, s, 1, store) })
 	}
-	return errors.Join(over.write(filepath.Join(dir, "concurrency.svg")), cost.write(filepath.Join(dir, "size.svg")))
+	return failed
 }
 
-// add adds a point to all lines.
-func (c *chart) add(at float64, name string, find func(store string) row) {
-	c.ticks = append(c.ticks, plot.Tick{Value: at, Label: name})
-	if c.lines == nil {
-		c.lines = make([][]row, len(drawn))
+// line adds one that has a point for each tick, or none.
+func (c *chart) line(name string, s style, at func(tick float64) (y float64, measured bool)) {
+	l := line{name: name, style: s}
+	for _, tick := range c.ticks {
+		if y, measured := at(tick.Value); measured {
+			l.points = append(l.points, plotter.XY{X: tick.Value, Y: y})
+		}
 	}
-	for i, d := range drawn {
-		c.lines[i] = append(c.lines[i], find(d.name))
+	if len(l.points) > 0 {
+		c.lines = append(c.lines, l)
 	}
+}
+
+// stores are those that the charts of the reads show.
+var stores = []struct {
+	name  string
+	style style
+}{{cached, blue}, {pipelined, green}, {limit, gray}, {plain, orange}, {scsStore, pink}, {theirs, black}}
+
+func (b *bench) readsChart() chart {
+	c := chart{title: "Throughput of reads: sessions of 5 fields", x: "concurrent requests", y: "requests per second"}
+	for _, n := range atOnce {
+		c.ticks = append(c.ticks, plot.Tick{Value: float64(n), Label: fmt.Sprint(n)})
+	}
+	for _, s := range stores {
+		c.line(s.name, s.style, func(n float64) (float64, bool) {
+			r := b.find(read, sizes[0], int(n), s.name)
+			return r.perSecond(), len(r.samples) > 0
+		})
+	}
+	return c
+}
+
+// bytesOf is where a size stands on an axis: 5 fields are about 128 bytes, and 0 has no place
+// on a logarithmic one.
+func bytesOf(s size) float64 { return max(128, float64(s.n)) }
+
+func (c *chart) sizes(all []size) func(tick float64) size {
+	for _, s := range all {
+		c.ticks = append(c.ticks, plot.Tick{Value: bytesOf(s), Label: s.name})
+	}
+	return func(tick float64) size {
+		return all[slices.IndexFunc(all, func(s size) bool { return bytesOf(s) == tick })]
+	}
+}
+
+func (b *bench) sizesChart() chart {
+	c := chart{title: "Time of a read: one at a time", x: "what the session holds beside 5 fields", y: "µs per request", steep: true}
+	at := c.sizes(sizes)
+	for _, s := range stores {
+		c.line(s.name, s.style, func(n float64) (float64, bool) {
+			r := b.find(read, at(n), 1, s.name)
+			return us(r.wall()), len(r.samples) > 0
+		})
+	}
+	return c
+}
+
+// lockStyles are those of the locks that the charts show.
+var lockStyles = []struct {
+	name  string
+	style style
+}{{locking, orange}, {redsyncDefaults, pink}, {redsyncLong, green}, {redislockLong, blue}}
+
+// orderOf finds what was measured without a fault, with one caller in each process.
+func (b *bench) orderOf(store string, processes int, hold time.Duration) (orderRow, bool) {
+	i := slices.IndexFunc(b.orders, func(r orderRow) bool {
+		return r.store == store && r.processes == processes && r.hold == hold && r.callers == 1 && r.fault == ""
+	})
+	if i < 0 {
+		return orderRow{}, false
+	}
+	return b.orders[i], true
+}
+
+func (b *bench) waitsChart() chart {
+	hold := orderHolds[len(orderHolds)/2]
+	c := chart{title: fmt.Sprintf("Longest wait: processes that want one session, sections of %v", hold), x: "processes", y: "ms", steep: true}
+	for _, n := range orderProcesses {
+		c.ticks = append(c.ticks, plot.Tick{Value: float64(n), Label: fmt.Sprint(n)})
+	}
+	for _, l := range lockStyles {
+		c.line(l.name, l.style, func(n float64) (float64, bool) {
+			r, found := b.orderOf(l.name, int(n), hold)
+			return ms(r.longest), found
+		})
+	}
+	c.line("perfect order", gray, func(n float64) (float64, bool) {
+		r, found := b.orderOf(locking, int(n), hold)
+		return ms(r.longest) / r.toPerfect(b.roundTrip[hold]), found
+	})
+	return c
+}
+
+func (b *bench) scriptsChart() chart {
+	processes := orderProcesses[len(orderProcesses)/2]
+	c := chart{title: fmt.Sprintf("Scripts for each section: %d processes that want one session", processes), x: "length of a section", y: "scripts", steep: true}
+	for _, hold := range orderHolds {
+		c.ticks = append(c.ticks, plot.Tick{Value: ms(hold), Label: hold.String()})
+	}
+	for _, l := range lockStyles {
+		c.line(l.name, l.style, func(n float64) (float64, bool) {
+			r, found := b.orderOf(l.name, processes, time.Duration(n*float64(time.Millisecond)))
+			return r.scripts, found
+		})
+	}
+	return c
+}
+
+func (b *bench) cpuChart() chart {
+	c := chart{title: "CPU time of Redis for a read and a save", x: "what the session holds beside 5 fields", y: "µs", steep: true}
+	at := c.sizes(largeSizes)
+	row := func(n float64) (largeRow, bool) {
+		i := slices.IndexFunc(b.larger, func(r largeRow) bool { return r.size == at(n) })
+		if i < 0 {
+			return largeRow{}, false
+		}
+		return b.larger[i], true
+	}
+	for _, l := range []struct {
+		name  string
+		style style
+		of    func(largeRow) []float64
+	}{{"GET and SET XX", gray, func(r largeRow) []float64 { return r.plain }}, {locking, orange, func(r largeRow) []float64 { return r.locked }}} {
+		c.line(l.name, l.style, func(n float64) (float64, bool) {
+			r, found := row(n)
+			if !found {
+				return 0, false
+			}
+			return us(time.Duration(median(l.of(r)))), true
+		})
+	}
+	return c
 }
 
 // write draws it, the names of the lines on the right, and the command and the date below.
@@ -84,21 +209,15 @@ func (c *chart) write(file string) error {
 	grid := plotter.NewGrid()
 	grid.Vertical.Width, grid.Horizontal.Color = 0, color.Gray{0xdd}
 	p.Add(grid)
-	for i, d := range drawn {
-		var points plotter.XYs
-		for j, r := range c.lines[i] {
-			if len(r.samples) > 0 {
-				points = append(points, plotter.XY{X: c.ticks[j].Value, Y: c.of(r)})
-			}
-		}
-		line, marks, err := plotter.NewLinePoints(points)
+	for _, l := range c.lines {
+		path, marks, err := plotter.NewLinePoints(l.points)
 		if err != nil {
 			return err
 		}
-		line.Color, line.Width = d.color, vg.Points(2)
-		marks.Color, marks.Shape, marks.Radius = d.color, d.shape, vg.Points(3)
-		p.Add(line, marks)
-		legend.Add(d.name, line, marks)
+		path.Color, path.Width = l.color, vg.Points(2)
+		marks.Color, marks.Shape, marks.Radius = l.color, l.shape, vg.Points(3)
+		p.Add(path, marks)
+		legend.Add(l.name, path, marks)
 	}
 	if p.Y.Min, p.Y.Tick.Marker = 0, plot.TickerFunc(evenly); c.steep {
 		p.Y.Min, p.Y.Max = math.Pow(10, math.Floor(math.Log10(lowest(c)))), p.Y.Max*1.2
@@ -123,11 +242,9 @@ func (c *chart) write(file string) error {
 
 func lowest(c *chart) float64 {
 	least := math.Inf(1)
-	for _, line := range c.lines {
-		for _, r := range line {
-			if len(r.samples) > 0 {
-				least = min(least, c.of(r))
-			}
+	for _, l := range c.lines {
+		for _, p := range l.points {
+			least = min(least, p.Y)
 		}
 	}
 	return least

@@ -12,7 +12,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -33,7 +32,7 @@ var (
 	trials    = flag.Int("trials", 100, "how often the reader with a cache waits for a change")
 	pool      = flag.Int("pool", 0, "connections of a go-redis client; 0: its default, 10 for each core")
 	parts     = flag.String("part", "all", "which of these, separated by commas: "+strings.Join(partNames(), ", "))
-	charts    = flag.String("charts", "", "the directory to draw concurrency.svg and size.svg in; needs read")
+	charts    = flag.String("charts", "", "the directory to draw what was measured in, as .svg files")
 )
 
 // A part of the whole can be run alone.
@@ -109,8 +108,9 @@ func run(out io.Writer) (*bench, error) {
 		}
 	}
 	all := slices.Contains(chosen, "all")
-	if *charts != "" && !all && !slices.Contains(chosen, read) {
-		return nil, errors.New("-charts draws what read measures: add it to -part")
+	drawn := func(part string) bool { return part == read || part == "order" || part == "large" }
+	if *charts != "" && !all && !slices.ContainsFunc(chosen, drawn) {
+		return nil, fmt.Errorf("-charts draws what read, order and large measure: add one of them to -part")
 	}
 	if *rounds < 1 || *slice <= 0 || *lockSlice <= 0 || *filling < 1 || *trials < 1 {
 		return nil, fmt.Errorf("-rounds, -time, -locktime, -fill and -trials: use more than 0")
@@ -133,6 +133,9 @@ func run(out io.Writer) (*bench, error) {
 			return nil, err
 		}
 	}
+	if err := b.overview(); err != nil {
+		return nil, err
+	}
 	return b, b.table("Targets", []string{"target", "wanted", "figure", "met"}, func(add func(...any)) {
 		for _, t := range b.targets() {
 			add(t.name, t.want, fmt.Sprintf("%.2f", t.figure), map[bool]string{true: "yes", false: "NO"}[t.met])
@@ -152,7 +155,7 @@ func (b *bench) start() (stop func(), err error) {
 		b.server.stop()
 		return nil, err
 	}
-	_, err = fmt.Fprintf(b.out, "%s, %s: %s, redis-server %s, %d cores for all, median of %d\n",
+	_, err = fmt.Fprintf(b.out, "# Results\n\n`%s`, %s: %s, redis-server %s, %d cores for all, median of %d\n",
 		command(), time.Now().Format(time.DateOnly), runtime.Version(), b.server.text("server", "redis_version"), runtime.NumCPU(), *rounds)
 	return b.server.stop, err
 }
@@ -160,6 +163,44 @@ func (b *bench) start() (stop func(), err error) {
 // command is how this was called.
 func command() string {
 	return strings.Join(append([]string{"cd bench && go run ."}, os.Args[1:]...), " ")
+}
+
+// overview is what most readers want to know.
+func (b *bench) overview() error {
+	shown := []string{theirs, scsStore, plain, limit}
+	head := append([]string{"5 fields"}, shown...)
+	return b.table("Overview", head, func(add func(...any)) {
+		line := func(name, work string, concurrent int, all []string, of func(row) string) {
+			cells, measured := []any{name}, false
+			for _, store := range all {
+				r := b.find(work, sizes[0], concurrent, store)
+				if len(r.samples) == 0 {
+					cells = append(cells, "")
+					continue
+				}
+				cells, measured = append(cells, of(r)), true
+			}
+			if measured {
+				add(cells...)
+			}
+		}
+		instead := func(store string) []string { return []string{"", "", store, ""} }
+		time := func(r row) string { return fmt.Sprintf("%.1f", us(r.wall())) }
+		rate := func(r row) string { return fmt.Sprintf("%.0f", r.perSecond()) }
+		allocations := func(r row) string {
+			return fmt.Sprintf("%.0f", r.median(func(s sample) float64 { return s.allocs }))
+		}
+		line("read, µs, one at a time", read, 1, shown, time)
+		line("read, change, save, µs, one at a time", save, 1, shown, time)
+		line("the same with the lock", locked, 1, instead(locking), time)
+		line("a new session, µs, one at a time", create, 1, shown, time)
+		line("logout, µs, one at a time", logout, 1, shown, time)
+		line(fmt.Sprintf("reads a second, %d at once", many), read, many, shown, rate)
+		line("the same through an AutoPipeliner", read, many, instead(pipelined), rate)
+		line("the same with client-side caching", read, many, instead(cached), rate)
+		line("allocations of a read", read, 1, shown, allocations)
+		line("allocations of a read, change, save", save, 1, shown, allocations)
+	})
 }
 
 // find returns the contender of that name.
