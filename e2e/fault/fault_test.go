@@ -111,6 +111,7 @@ type trial struct {
 	begun     int64 // when the last fault was over
 
 	history history
+	strays  []string // sessions that outlive their owner's index
 	verdict *verdict
 }
 
@@ -167,6 +168,7 @@ func run(t *testing.T, s *site, store string, seed uint64, length time.Duration,
 	x.collect()
 	x.cleanUp()
 	x.verdict = x.history.check()
+	x.verdict.strays = x.strays
 	x.times()
 	return x
 }
@@ -281,11 +283,16 @@ func (x *trial) cleanUp() {
 	client := clients{Kind: x.site.clients.Kind, Addrs: x.site.clients.Addrs}.open()
 	defer client.Close()
 	store := redistore.New(client, key)
-	for i := range owners {
-		for _, err := range store.Sessions(ctx, fmt.Sprint("owner", i)) { // which prunes the index
+	named := map[string]bool{}
+	for _, o := range x.history.ops {
+		named[o.Owner] = true
+	}
+	for owner := range named {
+		for _, err := range store.Sessions(ctx, owner) { // which prunes the index
 			must(x.t, err)
 		}
 	}
+	index := map[string]float64{} // until when each session is listed
 	for _, n := range x.site.primaries() {
 		keys, err := direct(n).Keys(ctx, "session_owner:*").Result()
 		must(x.t, err)
@@ -295,12 +302,26 @@ func (x *trial) cleanUp() {
 			}
 			for _, entry := range direct(n).ZRangeWithScores(ctx, k, 0, -1).Val() {
 				id := entry.Member.(string)
+				index[id] = max(index[id], entry.Score)
 				alive, err := client.Exists(ctx, "session_"+id).Result()
 				must(x.t, err)
 				if pending := entry.Score != float64(int64(entry.Score)); alive == 0 && !pending {
 					x.t.Errorf("the index lists %s, which is no session", id)
 				}
 			}
+		}
+	}
+	if x.site.evicts || len(x.history.windows) > 0 {
+		return
+	}
+	for _, o := range x.history.ops {
+		if o.Worker != coordinator || o.Owner == "" || o.Out != done {
+			continue
+		}
+		ttl, err := client.TTL(ctx, "session_"+o.ID).Result()
+		must(x.t, err)
+		if left := index[o.ID] - float64(time.Now().Unix()); ttl.Seconds() > left+1 {
+			x.strays = append(x.strays, fmt.Sprintf("%s lives for %v, and the index lists it for %.0f s", o.ID, ttl, left))
 		}
 	}
 }
@@ -355,7 +376,7 @@ const longest = patience + 10*time.Second
 func (x *trial) verify(t *testing.T) {
 	t.Helper()
 	v := x.verdict
-	for _, b := range v.broken {
+	for _, b := range slices.Concat(v.broken, v.strays) {
 		t.Error(b)
 	}
 	for i, h := range v.illegal {
@@ -380,6 +401,9 @@ func (x *trial) verify(t *testing.T) {
 	if len(x.history.windows) == 0 && (v.lost > 0 || !x.site.evicts && v.resurrected > 0) {
 		t.Errorf("%d acknowledged increments were lost, %d ended sessions are back", v.lost, v.resurrected)
 	}
+	if v.lostLogins > 0 && len(x.history.windows) == 0 && !x.site.evicts && !x.history.sheds {
+		t.Errorf("%d of %d logins were lost", v.lostLogins, v.logins)
+	}
 	if v.calls-v.failed < 100 {
 		t.Errorf("only %d of %d calls succeeded: this shows nothing", v.calls-v.failed, v.calls)
 	}
@@ -403,6 +427,8 @@ func (r *row) add(x *trial) {
 	r.v.lost += v.lost
 	r.v.doubled += v.doubled
 	r.v.resurrected += v.resurrected
+	r.v.logins += v.logins
+	r.v.lostLogins += v.lostLogins
 	r.v.sessions += v.sessions
 	r.v.ended += v.ended
 	r.v.oldestLost = max(r.v.oldestLost, v.oldestLost)
@@ -420,13 +446,13 @@ func (r *row) add(x *trial) {
 func publish(t *testing.T, rows map[string]*row) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "redistore under fault, %s, %s\n\n", version(t), time.Now().Format(time.DateOnly))
-	fmt.Fprintln(&b, "| topology | calls | failed | sessions | ended | increments | lost | doubled | back | longest outage |")
-	fmt.Fprintln(&b, "|---|---|---|---|---|---|---|---|---|---|")
+	fmt.Fprintln(&b, "| topology | calls | failed | sessions | ended | increments | lost | doubled | back | logins | lost logins | longest outage |")
+	fmt.Fprintln(&b, "|---|---|---|---|---|---|---|---|---|---|---|---|")
 	faults := map[string]int{}
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
 		r := rows[name]
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %d | %d | %d | %.1f s |\n", name, r.v.calls, r.v.failed, r.v.sessions, r.v.ended,
-			r.v.increments, r.v.lost, r.v.doubled, r.v.resurrected, r.v.longestOutage.Seconds())
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %.1f s |\n", name, r.v.calls, r.v.failed, r.v.sessions, r.v.ended,
+			r.v.increments, r.v.lost, r.v.doubled, r.v.resurrected, r.v.logins, r.v.lostLogins, r.v.longestOutage.Seconds())
 		for name, n := range r.faults {
 			faults[name] += n
 		}

@@ -18,15 +18,24 @@ type op struct {
 	Worker, Caller int
 	Op             int64
 	Start, End     int64  // End is 0 if the process was killed first
-	Do             string // login, increment, set, read, touch, renew, "renew, locked", logout, revoke, list
+	Do             string // login, increment, set, read, touch, renew, "renew, locked", logout, revoke, limit, list
 	ID, New        string // the session's, and what it was renewed to
 	Owner          string
 	Value          int            // of the counter, as it was loaded; unseen
+	Blind          bool           `json:",omitempty"` // Value is not what was loaded, but what the same request saved before
 	Wrote          int            `json:",omitempty"` // by set
+	Again          int            `json:",omitempty"` // so often the handler repeated its Save, as it did not know what became of it
+	Most           int            `json:",omitempty"` // sessions that limit leaves
+	Keep           string         `json:",omitempty"` // an ID that limit may not end
 	Listed         map[string]int `json:",omitempty"`
+	Page           int64          `json:",omitempty"` // the same for all requests of one page
+	Saving         int64          `json:",omitempty"` // when its Save began
+	Sent           string         `json:",omitempty"` // the ID in the response's cookie
 	Out            string
 	Err            string `json:",omitempty"`
 	Broken         string `json:",omitempty"` // what the caller saw at once
+
+	by browser
 }
 
 const unseen = -1
@@ -123,6 +132,7 @@ type window struct{ start, end int64 }
 type history struct {
 	ops     []*op
 	evicts  bool     // Redis may drop any key
+	sheds   bool     // Redis may drop what stands beside the sessions
 	windows []window // failovers
 }
 
@@ -134,6 +144,7 @@ type session struct {
 	created *op // acknowledged
 	windows []window
 	evicts  bool
+	sheds   bool
 	steps   []porcupine.Operation
 	ends    []*op // acknowledged
 	ops     []*op
@@ -147,7 +158,7 @@ func (h *history) sessions() []*session {
 		if o.New == "" || o.Out != done {
 			continue
 		}
-		s := &session{id: o.New, created: o, windows: h.windows, evicts: h.evicts}
+		s := &session{id: o.New, created: o, windows: h.windows, evicts: h.evicts, sheds: h.sheds}
 		s.add(o.Start, o.End, step{do: create, value: o.Value})
 		all[o.New] = s
 		owned[o.Owner] = append(owned[o.Owner], s)
@@ -160,6 +171,8 @@ func (h *history) sessions() []*session {
 			switch {
 			case o.Do == "revoke":
 				h.revoke(s, o)
+			case o.Do == "limit":
+				h.limit(s, o)
 			case o.Do == "list" && o.Out == done:
 				h.list(s, o)
 			}
@@ -198,8 +211,8 @@ func (s *session) call(o *op) {
 		late = forever
 	}
 	does := func(what string, value int) { s.add(o.Start, late, step{do: what, value: value, maybe: maybe}) }
-	nothing := o.Out == gone || o.Out == refused
-	if o.Value != unseen && (o.Do != "increment" || o.Out != done) && (o.Do != "renew, locked" || o.Out != done) {
+	nothing := (o.Out == gone || o.Out == refused) && o.Again == 0
+	if o.Value != unseen && !o.Blind && (o.Do != "increment" || o.Out != done) && (o.Do != "renew, locked" || o.Out != done) {
 		s.add(o.Start, until, step{do: read, value: o.Value})
 	}
 	if o.Out == gone {
@@ -211,6 +224,8 @@ func (s *session) call(o *op) {
 	case o.Do == "set" && o.Out == gone && o.Wrote != 0:
 		// It may have been stored for a moment, before the session ended.
 		s.repeats(o, until)
+	case o.Do == "renew" && o.Out == gone && s.sheds:
+		does(end, 0) // go-redis may have repeated it, and the token by which it is known was dropped
 	case nothing:
 	case o.Do == "increment" && o.Value != unseen:
 		does(increment, o.Value)
@@ -230,13 +245,15 @@ func (s *session) call(o *op) {
 }
 
 // repeats adds that the client may have sent a set again, because a reply was lost: up to
-// three times, after 8 ms or more. What took long may yet arrive.
+// three times, after 8 ms or more; and the handler all of that. What took long may yet
+// arrive.
 func (s *session) repeats(o *op, until int64) {
 	took := time.Duration(cmp.Or(o.End, forever) - o.Start)
-	if took > 50*time.Millisecond {
+	if took > 50*time.Millisecond || o.Again > 0 {
 		until = forever
 	}
-	for range min(3, took/(8*time.Millisecond)) {
+	handlers := time.Duration(o.Again)
+	for range min(3*(1+handlers), took/(8*time.Millisecond)) + handlers {
 		s.add(o.Start, until, step{do: set, value: o.Wrote, maybe: true})
 	}
 }
@@ -280,6 +297,17 @@ func (h *history) revoke(s *session, o *op) {
 	}
 }
 
+// limit may end whatever the owner had before it, but for what it keeps.
+func (h *history) limit(s *session, o *op) {
+	late := o.End
+	if o.Out != done {
+		late = forever
+	}
+	if s.id != o.Keep && s.created.Start < cmp.Or(o.End, forever) {
+		s.add(o.Start, late, step{do: end, maybe: true})
+	}
+}
+
 // list shows all of the owner's sessions.
 func (h *history) list(s *session, o *op) {
 	value, listed := o.Listed[s.id]
@@ -300,7 +328,8 @@ func (h *history) forgetsTheIndex(*session) bool { return h.evicts || len(h.wind
 type verdict struct {
 	calls, failed               int
 	lost, doubled, resurrected  int
-	broken                      []string
+	logins, lostLogins          int // of pages
+	broken, strays              []string
 	illegal                     []string // histories that no order explains
 	undecided                   int
 	oldestLost                  time.Duration // before its failover
@@ -345,7 +374,76 @@ func (h *history) check() *verdict {
 	}
 	wg.Wait()
 	v.sessions = len(list)
+	v.pages(h)
+	v.limits(h, list)
 	return v
+}
+
+// jar is the ID in a browser's cookie after all requests of a page that has logged in.
+//
+// The last response counts, in the order in which they were made. One that has saved the old
+// session may have done so before the login, and be made after it: no server can tell that in
+// time, and so it counts as made when its Save began. A response with any other cookie has
+// found the old session gone, and counts as made when its handler ended.
+func jar(login *op, page []*op) string {
+	id, last := login.New, login.End
+	for _, o := range page {
+		made := o.End
+		if o.Sent == login.ID {
+			made = o.Saving
+		}
+		if o != login && o.End != 0 && o.Sent != "" && made > last {
+			id, last = o.Sent, made
+		}
+	}
+	return id
+}
+
+// pages counts the logins that were answered, and those whose browser was left without a
+// session in which somebody is logged in. The session that a login made is known to nobody
+// else until its page is read.
+func (v *verdict) pages(h *history) {
+	pages := map[[2]int64][]*op{}
+	for _, o := range h.ops {
+		if o.Page != 0 {
+			pages[[2]int64{int64(o.Worker), o.Page}] = append(pages[[2]int64{int64(o.Worker), o.Page}], o)
+		}
+	}
+	for _, page := range pages {
+		i := slices.IndexFunc(page, func(o *op) bool { return strings.HasPrefix(o.Do, "renew") && o.Out == done })
+		if i < 0 {
+			continue
+		}
+		login := page[i]
+		v.logins++
+		dead := slices.ContainsFunc(page, func(o *op) bool { return o.ID == login.New && o.Do == read && o.Out == gone })
+		if dead || jar(login, page) != login.New {
+			v.lostLogins++
+		}
+	}
+}
+
+// limits finds owners who had more sessions after a Limit than it leaves, all of them older.
+func (v *verdict) limits(h *history, all []*session) {
+	if h.evicts || len(h.windows) > 0 {
+		return
+	}
+	for _, o := range h.ops {
+		if o.Do != "limit" || o.Out != done {
+			continue
+		}
+		alive := 0
+		for _, s := range all {
+			if s.created.Owner == o.Owner && s.created.End < o.Start && slices.ContainsFunc(s.ops, func(later *op) bool {
+				return later.Start > o.End && later.Do != "logout" && (later.Out == done || later.Value != unseen && !later.Blind)
+			}) {
+				alive++
+			}
+		}
+		if alive > max(o.Most, 1) || alive > o.Most && o.Keep == "" {
+			v.broken = append(v.broken, fmt.Sprintf("Limit left %d sessions of %s instead of %d", alive, o.Owner, o.Most))
+		}
+	}
 }
 
 // count finds what was lost, done twice or brought back, with plain arithmetic: it
@@ -355,7 +453,7 @@ func (v *verdict) count(h *history, s *session) {
 		v.ended++
 		first := slices.MinFunc(s.ends, func(a, b *op) int { return cmp.Compare(a.End, b.End) })
 		if slices.ContainsFunc(s.ops, func(o *op) bool {
-			return o.Start > first.End && o.Do != "logout" && (o.Out == done || o.Value != unseen)
+			return o.Start > first.End && o.Do != "logout" && (o.Out == done || o.Value != unseen && !o.Blind)
 		}) {
 			v.resurrected++
 		}
@@ -366,7 +464,7 @@ func (v *verdict) count(h *history, s *session) {
 		switch {
 		case o.Do == "increment" && o.Out == done:
 			saw[o.Value] = append(saw[o.Value], o)
-		case o.Do == "increment" && o.Out != refused:
+		case o.Do == "increment" && (o.Out != refused || o.Again > 0):
 			may[o.Value] = true
 		}
 		if o.Worker == coordinator && o.Out == done {

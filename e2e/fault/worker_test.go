@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,7 +52,7 @@ type job struct {
 	Shared  string // folder in which all workers keep their browsers' cookies
 	Seed    uint64
 	Store   string // what is tested: ours, or one that must be caught
-	Padding int    // bytes in each session, so that replies are cut in their midst
+	Padding int    // bytes in most sessions, so that replies are cut in their midst
 	Clients clients
 }
 
@@ -70,7 +71,10 @@ const (
 	patience = 2 * time.Second        // the lock's Wait
 )
 
-var key = []byte("0123456789abcdef0123456789abcdef")
+var (
+	key   = []byte("0123456789abcdef0123456789abcdef")
+	codec = securecookie.New(key, nil).MaxAge(0)
+)
 
 // clients says how Redis is reached.
 type clients struct {
@@ -115,7 +119,7 @@ type worker struct {
 	job
 	log     *os.File
 	ops     atomic.Int64
-	padding string
+	padding map[int]string // by length
 	plain   sessions.Store
 	store   *redistore.Store        // nil for a rival
 	locking *redistore.LockingStore // nil for a rival
@@ -131,7 +135,10 @@ func work(text string) error {
 	if err != nil {
 		return err
 	}
-	w.log, w.padding = log, strings.Repeat("x", w.Padding)
+	w.log, w.padding = log, map[int]string{}
+	for n := range browsers {
+		w.padding[w.size(n)] = strings.Repeat("x", w.size(n))
+	}
 	if err := w.open(); err != nil {
 		return err
 	}
@@ -212,11 +219,42 @@ type caller struct {
 	rng *rand.Rand
 }
 
+// another is one that does something at the same time.
+func (c *caller) another() *caller {
+	return &caller{worker: c.worker, n: c.n, rng: rand.New(rand.NewPCG(c.rng.Uint64(), c.rng.Uint64()))}
+}
+
 // A browser is whose call it is.
 type browser struct {
-	n         int
+	n         int // nobody's: only one page knows of it
 	id, owner string
 	locked    bool // what saves its session takes the lock
+	size      int  // bytes in its session
+	age       int  // what SetMaxAge sets, in seconds; unset
+	page      int64
+}
+
+const (
+	nobodys = -1
+	unset   = -1
+)
+
+// browser returns one as it is now.
+func (c *caller) browser(n int) browser {
+	return browser{n: n, id: c.cookie(n), owner: fmt.Sprint("owner", n%owners), locked: n%2 == 0 && c.locking != nil,
+		size: c.size(n), age: []int{unset, unset, 0, 3600, 7 * 86400}[n%5]}
+}
+
+// size is how many bytes a browser's session has. Those of more than 16 KB take the lock's
+// other path.
+func (w *worker) size(n int) int {
+	switch {
+	case n%40 == 6 || n%40 == 27: // one locked, one not
+		return 100_000
+	case n%8 == 3 || n%8 == 4:
+		return 100
+	}
+	return w.Padding
 }
 
 // call makes one call, of a kind drawn at random, for a browser drawn at random.
@@ -225,7 +263,7 @@ func (c *caller) call() {
 	if c.rng.IntN(2) == 0 {
 		n /= 10 // some are busier than others
 	}
-	b := browser{n: n, id: c.cookie(n), owner: fmt.Sprint("owner", n%owners), locked: n%2 == 0 && c.locking != nil}
+	b := c.browser(n)
 	switch n := c.rng.IntN(1000); {
 	case b.id == "":
 		c.login(b)
@@ -235,18 +273,26 @@ func (c *caller) call() {
 		c.revoke(b.owner)
 	case n < 10:
 		c.list(b.owner)
+	case n < 15:
+		c.limit(b)
 	case n < 40:
 		c.logout(b)
 	case n < 80:
 		c.touch(b)
 	case n < 120:
 		c.renew(b)
+	case n < 140:
+		c.page(b)
 	case n < 350:
 		c.read(b)
 	case !b.locked:
 		c.set(b)
-	case n < 700:
+	case n < 650:
 		c.update(b)
+	case n < 690:
+		c.stream(b)
+	case n < 750:
+		c.twice(b)
 	default:
 		c.increment(b)
 	}
@@ -272,8 +318,8 @@ func (c *caller) saving(b browser) sessions.Store {
 }
 
 // begin notes that a call starts.
-func (c *caller) begin(do, id, owner string) *op {
-	o := &op{Worker: c.Worker, Caller: c.n, Op: c.ops.Add(1), Start: now(), Do: do, ID: id, Owner: owner, Value: unseen}
+func (c *caller) begin(do string, b browser) *op {
+	o := &op{Worker: c.Worker, Caller: c.n, Op: c.ops.Add(1), Start: now(), Do: do, ID: b.id, Owner: b.owner, Value: unseen, Page: b.page, by: b}
 	c.note(o)
 	return o
 }
@@ -286,29 +332,39 @@ func (c *caller) note(o *op) {
 // saw notes what a call is about to change.
 func (c *caller) saw(o *op, s *sessions.Session) {
 	o.Value, _ = s.Values["n"].(int)
-	if s.Values["padding"] != c.padding || c.store != nil && redistore.Owner(s) != o.Owner {
+	age := o.by.age
+	if age == unset {
+		age = 30 * 86400 // the store's
+	}
+	switch {
+	case s.Values["padding"] != c.padding[o.by.size] || c.store != nil && redistore.Owner(s) != o.Owner:
 		o.Broken = fmt.Sprintf("the values of %s are not those of %s: %d of them", o.ID, o.Owner, len(s.Values))
+	case c.store != nil && s.Options.MaxAge != age:
+		o.Broken = fmt.Sprintf("Options.MaxAge of %s is %d, it was set to %d", o.ID, s.Options.MaxAge, age)
 	}
 	c.note(o)
 }
 
 // end notes how a call ended.
 func (c *caller) end(o *op, err error) {
-	switch {
-	case err == nil:
-		o.Out = done
-	case errors.Is(err, redistore.ErrGone) || errors.Is(err, errNew):
-		o.Out = gone
-	case errors.Is(err, redistore.ErrConflict), errors.Is(err, redistore.ErrLocked), errors.Is(err, redistore.ErrNotLoaded):
-		o.Out = refused
-	default:
-		o.Out = unknown
-	}
+	o.Out = outcome(err)
 	if err != nil {
 		o.Err = err.Error()
 	}
 	o.End = now()
 	c.note(o)
+}
+
+func outcome(err error) string {
+	switch {
+	case err == nil:
+		return done
+	case errors.Is(err, redistore.ErrGone) || errors.Is(err, errNew):
+		return gone
+	case errors.Is(err, redistore.ErrConflict), errors.Is(err, redistore.ErrLocked), errors.Is(err, redistore.ErrNotLoaded):
+		return refused
+	}
+	return unknown
 }
 
 var errNew = errors.New("there is no such session")
@@ -325,7 +381,7 @@ func (c *caller) request(id string) (*http.Request, *httptest.ResponseRecorder, 
 
 // cookie is what a browser has whose session has that ID.
 func cookie(id string) *http.Cookie {
-	value, err := securecookie.EncodeMulti("s", id, securecookie.New(key, nil))
+	value, err := securecookie.EncodeMulti("s", id, codec)
 	if err != nil {
 		panic(err)
 	}
@@ -340,62 +396,156 @@ type request struct {
 	s *sessions.Session
 }
 
-// visit loads a browser's session and works on it.
-func (c *caller) visit(b browser, do string, store sessions.Store, work func(request) error) {
-	o := c.begin(do, b.id, b.owner)
+// visit loads a browser's session and works on it, in a request of its own.
+func (c *caller) visit(b browser, do string, store sessions.Store, work func(request) error) *op {
 	r, w, end := c.request(b.id)
 	defer end()
-	s, err := store.Get(r, "s")
-	if err == nil && s.IsNew {
+	return c.during(b, request{c.begin(do, b), r, w, nil}, store, work)
+}
+
+// during is visit's work in a request that may have done other work before.
+func (c *caller) during(b browser, v request, store sessions.Store, work func(request) error) *op {
+	before := sent(v.w)
+	var err error
+	v.s, err = store.Get(v.r, "s")
+	switch {
+	case err != nil:
+	case !v.s.IsNew:
+		c.saw(v.op, v.s)
+		err = work(v)
+	case b.page != 0 && (v.Do == increment || v.Do == set): // as handlers do that do not look
+		err = cmp.Or(c.save(v, own), errNew)
+	default:
 		err = errNew
 	}
-	if err == nil {
-		c.saw(o, s)
-		err = work(request{o, r, w, s})
+	switch v.Sent = sent(v.w); {
+	case err == nil && v.Do != read && v.Sent != v.s.ID && c.store != nil:
+		v.Broken = fmt.Sprintf("the cookie has %q, the session is %s", v.Sent, v.s.ID)
+	case err != nil && !errors.Is(err, errNew) && v.Sent != before:
+		v.Broken = fmt.Sprintf("a cookie was sent with %v", err)
 	}
-	c.end(o, err)
-	if err == nil && o.New != "" {
-		c.keep(b.n, o.New)
+	c.end(v.op, err)
+	if err == nil && v.New != "" {
+		c.keep(b.n, v.New)
 	}
-	c.left(b.n, o)
+	c.left(b.n, v.op)
+	return v.op
+}
+
+// sent is the session's ID in the cookie that a response carries.
+func sent(w *httptest.ResponseRecorder) (id string) {
+	for _, cookie := range (&http.Response{Header: w.Header()}).Cookies() {
+		if cookie.Value == "" || cookie.MaxAge < 0 {
+			return ""
+		}
+		if err := securecookie.DecodeMulti("s", cookie.Value, &id, codec); err != nil {
+			return err.Error()
+		}
+	}
+	return id
+}
+
+type saveFunc func(*http.Request, http.ResponseWriter, *sessions.Session) error
+
+// own saves a session by whatever store has loaded it.
+func own(r *http.Request, w http.ResponseWriter, s *sessions.Session) error { return s.Save(r, w) }
+
+// save is a handler's. Some repeat what has failed for reasons that they do not know, and
+// some have another request at hand, or none.
+func (c *caller) save(v request, save saveFunc) error {
+	r := v.r
+	if c.store != nil {
+		switch c.rng.IntN(12) {
+		case 0:
+			r = nil
+		case 1:
+			r = r.WithContext(r.Context())
+		case 2:
+			r = r.Clone(r.Context())
+		}
+	}
+	v.Saving = now()
+	for tries := c.rng.IntN(3); ; tries-- {
+		err := save(r, v.w, v.s)
+		if outcome(err) != unknown || tries == 0 {
+			return err
+		}
+		v.Again++
+		c.note(v.op)
+	}
 }
 
 // increment adds one, with a load and a save, and sometimes with work between them.
-func (c *caller) increment(b browser) {
-	c.visit(b, "increment", c.saving(b), func(v request) error {
-		if c.rng.IntN(8) == 0 {
-			time.Sleep(rand.N(2 * time.Millisecond))
-		}
-		v.s.Values["n"] = v.Value + 1
-		return v.s.Save(v.r, v.w)
+func (c *caller) increment(b browser) *op {
+	return c.visit(b, "increment", c.saving(b), c.addOne)
+}
+
+func (c *caller) addOne(v request) error {
+	if c.rng.IntN(8) == 0 {
+		time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
+	}
+	v.s.Values["n"] = v.Value + 1
+	return c.save(v, own)
+}
+
+// twice saves two times in one request: it loads the session again between them, or goes on
+// with what it has.
+func (c *caller) twice(b browser) {
+	r, w, end := c.request(b.id)
+	defer end()
+	var s *sessions.Session
+	first := c.during(b, request{c.begin("increment", b), r, w, nil}, c.locking, func(v request) error {
+		s = v.s
+		return c.addOne(v)
 	})
+	switch {
+	case first.Out != done:
+	case c.rng.IntN(2) == 0:
+		c.during(b, request{c.begin("increment", b), r, w, nil}, c.locking, c.addOne)
+	default:
+		o := c.begin("increment", b)
+		o.Value, o.Blind = first.Value+1, true
+		c.note(o)
+		c.end(o, c.addOne(request{o, r, w, s}))
+		c.left(b.n, o)
+	}
 }
 
 // set saves a value of its own with the plain store: the last write wins.
-func (c *caller) set(b browser) {
-	c.visit(b, "set", c.plain, func(v request) error {
+func (c *caller) set(b browser) *op {
+	return c.visit(b, "set", c.plain, func(v request) error {
 		v.Wrote = (c.Worker+1)<<24 | int(v.Op) // of 16 million calls each
 		c.note(v.op)
 		v.s.Values["n"] = v.Wrote
-		return v.s.Save(v.r, v.w)
+		return c.save(v, own)
 	})
 }
 
-func (c *caller) read(b browser) {
-	c.visit(b, "read", c.plain, func(request) error { return nil })
+func (c *caller) read(b browser) *op {
+	return c.visit(b, "read", c.plain, func(request) error { return nil })
 }
 
-func (c *caller) touch(b browser) {
-	c.visit(b, "touch", c.plain, func(v request) error { return c.store.Touch(v.r, v.w, v.s) })
+// touch takes no lock, and gives the session another life than its Saves do.
+func (c *caller) touch(b browser) *op {
+	return c.visit(b, "touch", c.plain, func(v request) error {
+		v.s.Options.MaxAge = []int{0, 3600, 86400, 30 * 86400}[c.rng.IntN(4)]
+		return c.save(v, c.store.Touch)
+	})
 }
 
-func (c *caller) renew(b browser) {
+func (c *caller) renew(b browser) *op { return c.renewed(b, b.owner) }
+
+// renewed gives the session a new ID, and an owner.
+func (c *caller) renewed(b browser, owner string) *op {
 	do, renew := "renew", c.store.Renew
 	if b.locked {
 		do, renew = "renew, locked", c.locking.Renew
 	}
-	c.visit(b, do, c.saving(b), func(v request) error {
-		err := renew(v.r, v.w, v.s)
+	return c.visit(b, do, c.saving(b), func(v request) error {
+		v.Owner = owner
+		c.note(v.op)
+		redistore.SetOwner(v.s, owner)
+		err := c.save(v, renew)
 		if err == nil {
 			v.New = v.s.ID
 		}
@@ -403,63 +553,174 @@ func (c *caller) renew(b browser) {
 	})
 }
 
-func (c *caller) login(b browser) {
-	o := c.begin("login", "", b.owner)
+func (c *caller) login(b browser) *op {
+	o := c.begin("login", b)
 	r, w, end := c.request("")
 	defer end()
 	s, _ := c.saving(b).Get(r, "s")
-	s.Values["n"], s.Values["padding"] = 0, c.padding
+	s.Values["n"], s.Values["padding"] = 0, c.padding[b.size]
 	if c.store != nil {
 		redistore.SetOwner(s, b.owner)
+		redistore.SetMaxAge(s, b.age)
 	}
-	err := s.Save(r, w)
+	err := c.save(request{o, r, w, s}, own)
 	o.New, o.Value = s.ID, 0
 	c.end(o, err)
 	if err == nil {
 		c.keep(b.n, s.ID)
 	}
+	return o
 }
 
-func (c *caller) update(b browser) {
-	o := c.begin("increment", b.id, b.owner)
+// page is one in a browser of its own: somebody visits it, and logs in while its other
+// requests are under way with the cookie from before. Its last request is sent with whatever
+// cookie the browser then has.
+func (c *caller) page(like browser) {
+	b := like
+	b.n, b.id, b.owner = nobodys, "", ""
+	visit := c.login(b)
+	if visit.Out != done {
+		return
+	}
+	b.id = visit.New
+	var mu sync.Mutex
+	var ops []*op
+	var all sync.WaitGroup
+	loggedIn := make(chan struct{})
+	send := func(c *caller, request func(browser) *op) *op {
+		b := b
+		b.page = visit.Op
+		o := request(b)
+		mu.Lock()
+		defer mu.Unlock()
+		ops = append(ops, o)
+		return o
+	}
+	for i := range 5 {
+		c := c.another()
+		requests := []func(browser) *op{c.set, c.set, c.touch, c.read}
+		if b.locked {
+			requests = []func(browser) *op{c.increment, c.increment, c.add, c.touch, c.read}
+		}
+		request := requests[c.rng.IntN(len(requests))]
+		all.Go(func() {
+			if i == 0 { // it was sent before the login was answered, and comes after it
+				<-loggedIn
+			} else {
+				time.Sleep(time.Duration(c.rng.Int64N(int64(3 * time.Millisecond))))
+			}
+			send(c, request)
+		})
+	}
+	user := c.another()
+	time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
+	login := send(user, func(b browser) *op { return user.renewed(b, fmt.Sprintf("user%d.%d", c.Worker, visit.Op)) })
+	close(loggedIn)
+	all.Wait()
+	if login.Out != done {
+		return
+	}
+	b.id, b.owner, b.page = jar(login, ops), login.Owner, visit.Op
+	if b.id != login.New {
+		b.owner = ""
+	}
+	if c.read(b); c.rng.IntN(4) > 0 {
+		c.logout(b)
+	}
+}
+
+// add is one Update.
+func (c *caller) add(b browser) *op {
 	r, w, end := c.request(b.id)
 	defer end()
-	called := false
+	return c.addTo(b, r, w)
+}
+
+// update is a handler's, that repeats one whose outcome it does not know: that is another
+// increment.
+func (c *caller) update(b browser) {
+	r, w, end := c.request(b.id)
+	defer end()
+	for tries := c.rng.IntN(3); c.addTo(b, r, w).Out == unknown && tries > 0; tries-- {
+	}
+}
+
+func (c *caller) addTo(b browser, r *http.Request, w *httptest.ResponseRecorder) *op {
+	o := c.begin("increment", b)
+	called, begun := false, false
 	err := c.locking.Update(r, w, "s", func(s *sessions.Session) error {
-		if called = true; s.IsNew {
+		called, o.Saving = true, now()
+		if s.IsNew {
+			if begun = b.page != 0; begun { // as handlers do that do not look
+				return nil
+			}
 			return errNew
 		}
 		c.saw(o, s)
 		s.Values["n"] = o.Value + 1
 		return nil
 	})
+	if begun {
+		err = cmp.Or(err, errNew)
+	}
 	replaced := errors.Is(err, redistore.ErrGone) // by a renewal of a moment ago
-	if !called && !replaced && !errors.Is(err, redistore.ErrNotLoaded) {
+	if !called && !replaced && !errors.Is(err, redistore.ErrNotLoaded) && !errors.Is(err, redistore.ErrLocked) {
 		o.Broken = fmt.Sprint("Update did neither load the session nor say so: ", err)
 	}
+	o.Sent = sent(w)
 	c.end(o, err)
 	c.left(b.n, o)
+	return o
 }
 
-func (c *caller) logout(b browser) {
-	o := c.begin("logout", b.id, b.owner)
+// stream loads the session without the lock, and two goroutines of it call Update.
+func (c *caller) stream(b browser) {
+	r, w, end := c.request(b.id)
+	defer end()
+	if c.during(b, request{c.begin("read", b), r, w, nil}, c.plain, func(request) error { return nil }).Out != done {
+		return
+	}
+	var both sync.WaitGroup
+	for range 2 {
+		c := c.another()
+		both.Go(func() {
+			for range 1 + c.rng.IntN(2) {
+				c.addTo(b, r, httptest.NewRecorder())
+			}
+		})
+	}
+	both.Wait()
+}
+
+func (c *caller) logout(b browser) *op {
+	o := c.begin("logout", b)
 	r, w, end := c.request(b.id)
 	defer end()
 	s, _ := c.plain.Get(r, "s")
 	s.Options.MaxAge = -1
-	err := c.saving(b).Save(r, w, s)
+	err := c.save(request{o, r, w, s}, c.saving(b).Save)
 	c.end(o, err)
 	c.left(b.n, o)
+	return o
 }
 
 func (c *caller) revoke(owner string) {
-	o := c.begin("revoke", "", owner)
+	o := c.begin("revoke", browser{owner: owner})
 	_, err := c.store.Revoke(context.Background(), owner)
 	c.end(o, err)
 }
 
+// limit ends the owner's oldest sessions but for a few, and but for this browser's own.
+func (c *caller) limit(b browser) {
+	o := c.begin("limit", browser{owner: b.owner})
+	o.Most, o.Keep = c.rng.IntN(4), b.id
+	c.note(o)
+	_, err := c.store.Limit(context.Background(), b.owner, o.Most, b.id)
+	c.end(o, err)
+}
+
 func (c *caller) list(owner string) {
-	o := c.begin("list", "", owner)
+	o := c.begin("list", browser{owner: owner})
 	o.Listed = map[string]int{}
 	var failed error
 	for s, err := range c.store.Sessions(context.Background(), owner) {
@@ -482,6 +743,9 @@ func (w *worker) cookie(b int) string {
 }
 
 func (c *caller) keep(b int, id string) {
+	if b == nobodys {
+		return
+	}
 	temporary := c.file(b) + fmt.Sprintf(".%d.%d", c.Worker, c.n)
 	if err := os.WriteFile(temporary, []byte(id), 0o600); err != nil {
 		panic(err)
@@ -494,7 +758,7 @@ func (c *caller) keep(b int, id string) {
 // left forgets an ID that was ended, most of the time: a stale cookie is a case, too.
 func (c *caller) left(b int, o *op) {
 	over := o.Out == gone || o.Do == "logout"
-	if over && c.cookie(b) == o.ID && c.rng.IntN(8) > 0 {
+	if over && b != nobodys && c.cookie(b) == o.ID && c.rng.IntN(8) > 0 {
 		os.Remove(c.file(b))
 	}
 }
