@@ -13,6 +13,13 @@ func TestTheModel(t *testing.T) {
 	logout := call(5, 6, "logout", unseen, done)
 	revoke := &op{Start: 5, End: 6, Do: "revoke", Owner: "ann", Out: done}
 	failover := []window{{7, 8}}
+	blind := func(start int64, value int, out string) *op {
+		return &op{Start: start, End: start + 1, Do: increment, ID: "a", Owner: "ann", Value: value, Blind: true, Out: out}
+	}
+	again := func(do, out string) *op {
+		return &op{Start: 3, End: 4, Do: do, ID: "a", Owner: "ann", Again: 1, Out: out}
+	}
+	limit := func(keep string) *op { return &op{Start: 5, End: 6, Do: "limit", Owner: "ann", Keep: keep, Out: done} }
 	sets := func(ms int64, out string) *op { // and takes so long
 		return &op{Start: 3, End: 3 + ms*1e6, Do: set, ID: "a", Owner: "ann", Value: 0, Wrote: 7, Out: out}
 	}
@@ -58,9 +65,68 @@ func TestTheModel(t *testing.T) {
 		{"revoked, and listed", history{ops: []*op{login, revoke, {Start: 7, End: 8, Do: "list", Owner: "ann", Out: done, Listed: map[string]int{"a": 0}}}}, false},
 		{"alive, and not listed", history{ops: []*op{login, {Start: 7, End: 8, Do: "list", Owner: "ann", Out: done}, call(9, 10, read, 0, done)}}, false},
 		{"renewed, and used", history{ops: []*op{login, {Start: 3, End: 4, Do: "renew, locked", ID: "a", New: "b", Owner: "ann", Out: done}, call(7, 8, read, 0, done)}}, false},
+		{"saved twice without another look", history{ops: []*op{login, first, blind(7, 1, done), call(9, 10, read, 2, done)}}, true},
+		{"saved twice, the second over another's", history{ops: []*op{login, first, call(5, 6, increment, 1, done), blind(7, 1, done)}}, false},
+		{"saved twice, the second refused", history{ops: []*op{login, first, call(5, 6, increment, 1, done), blind(7, 1, refused)}}, true},
+		{"repeated, and refused at last", history{ops: []*op{login, again(increment, refused), call(5, 6, read, 1, done)}}, true},
+		{"repeated, and saved once", history{ops: []*op{login, again(increment, done), call(5, 6, read, 1, done)}}, true},
+		{"repeated, and saved twice", history{ops: []*op{login, again(increment, done), call(5, 6, read, 2, done)}}, false},
+		{"a renewal was repeated, and finds the session gone", history{ops: []*op{login, again("renew", gone), call(5, 6, read, unseen, gone)}}, true},
+		{"a renewal finds the session gone", history{ops: []*op{login, call(3, 4, "renew", 0, gone)}}, false},
+		{"the same, where Redis drops the token of a repeat", history{ops: []*op{login, call(3, 4, "renew", 0, gone)}, sheds: true}, true},
+		{"limited", history{ops: []*op{login, limit("b"), call(7, 8, read, unseen, gone)}}, true},
+		{"limited, but kept", history{ops: []*op{login, limit("a"), call(7, 8, read, unseen, gone)}}, false},
 	} {
 		if v := c.history.check(); (len(v.illegal) == 0) != c.legal {
 			t.Errorf("%s: legal should be %t: %+v", c.name, c.legal, v)
+		}
+	}
+}
+
+// TestTheJar shows which logins count as lost.
+func TestTheJar(t *testing.T) {
+	visit := &op{Start: 1, End: 2, Do: "login", New: "a", Out: done}
+	login := &op{Start: 10, End: 20, Do: "renew", ID: "a", New: "b", Owner: "ann", Out: done, Page: 1, Sent: "b"}
+	other := func(saving, end int64, sent string) *op {
+		return &op{Start: 5, Saving: saving, End: end, Do: increment, ID: "a", Value: unseen, Out: gone, Page: 1, Sent: sent}
+	}
+	for _, c := range []struct {
+		name string
+		ops  []*op
+		lost int
+	}{
+		{"nothing else", nil, 0},
+		{"no cookie after it", []*op{other(15, 30, "")}, 0},
+		{"answered before it", []*op{other(15, 19, "c")}, 0},
+		{"another session after it", []*op{other(15, 30, "c")}, 1},
+		{"the old session, perhaps saved before it", []*op{other(15, 30, "a")}, 0},
+		{"the old session, saved after it", []*op{other(21, 30, "a")}, 1},
+		{"the login's is gone", []*op{{Start: 40, End: 41, Do: read, ID: "b", Owner: "ann", Value: unseen, Out: gone, Page: 1}}, 1},
+	} {
+		h := history{ops: append([]*op{visit, login}, c.ops...)}
+		if v := h.check(); v.logins != 1 || v.lostLogins != c.lost {
+			t.Errorf("%s: %d of %d logins are lost, want %d", c.name, v.lostLogins, v.logins, c.lost)
+		}
+	}
+}
+
+// TestTheLimit shows what counts as a Limit that left too many.
+func TestTheLimit(t *testing.T) {
+	var ops []*op
+	for i, id := range []string{"a", "b", "c"} {
+		ops = append(ops, &op{Start: int64(i), End: int64(i) + 1, Do: "login", New: id, Owner: "ann", Out: done})
+	}
+	ops = append(ops, &op{Start: 10, End: 11, Do: "limit", Owner: "ann", Most: 1, Keep: "a", Out: done})
+	seen := func(id string) *op {
+		return &op{Start: 12, End: 13, Do: read, ID: id, Owner: "ann", Value: 0, Out: done}
+	}
+	for alive, want := range []int{0, 0, 1} {
+		h := history{ops: ops}
+		for _, id := range []string{"a", "b", "c"}[:alive] {
+			h.ops = append(h.ops, seen(id))
+		}
+		if v := h.check(); len(v.broken) != want {
+			t.Errorf("%d sessions are left: %q", alive, v.broken)
 		}
 	}
 }

@@ -68,7 +68,7 @@ func evicting(t *testing.T) *site {
 	var bytes int
 	_, err = fmt.Sscan(used["Memory"]["used_memory"], &bytes)
 	must(t, err)
-	must(t, direct(n).ConfigSet(context.Background(), "maxmemory", fmt.Sprint(bytes+3_000_000)).Err())
+	must(t, direct(n).ConfigSet(context.Background(), "maxmemory", fmt.Sprint(bytes+6_000_000)).Err())
 	s := newSite(t, "single", []*topology.Node{n}, []string{n.Addr})
 	s.faults = []fault{flushScripts, pauseClient, killClient, pauseServer}
 	s.evicts, s.padding = true, 20_000
