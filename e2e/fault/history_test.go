@@ -128,12 +128,17 @@ var model = (&porcupine.NondeterministicModel{
 // replica took over that had not seen them yet.
 type window struct{ start, end int64 }
 
+// within tells whether a time touches any of the windows.
+func within(windows []window, start, end int64) bool {
+	return slices.ContainsFunc(windows, func(w window) bool { return start <= w.end && w.start <= end })
+}
+
 // A history is all that was seen in one run.
 type history struct {
 	ops     []*op
 	evicts  bool     // Redis may drop any key
-	sheds   bool     // Redis may drop what stands beside the sessions
 	windows []window // failovers
+	shed    []window // in which Redis may have dropped what stands beside the sessions
 }
 
 const forever = math.MaxInt64
@@ -144,7 +149,7 @@ type session struct {
 	created *op // acknowledged
 	windows []window
 	evicts  bool
-	sheds   bool
+	shed    []window
 	steps   []porcupine.Operation
 	ends    []*op // acknowledged
 	ops     []*op
@@ -158,7 +163,7 @@ func (h *history) sessions() []*session {
 		if o.New == "" || o.Out != done {
 			continue
 		}
-		s := &session{id: o.New, created: o, windows: h.windows, evicts: h.evicts, sheds: h.sheds}
+		s := &session{id: o.New, created: o, windows: h.windows, evicts: h.evicts, shed: h.shed}
 		s.add(o.Start, o.End, step{do: create, value: o.Value})
 		all[o.New] = s
 		owned[o.Owner] = append(owned[o.Owner], s)
@@ -194,7 +199,7 @@ func (h *history) sessions() []*session {
 
 func (s *session) add(start, end int64, what step) {
 	what.evicts = s.evicts
-	what.adrift = slices.ContainsFunc(s.windows, func(w window) bool { return start <= w.end && w.start <= end })
+	what.adrift = within(s.windows, start, end)
 	s.steps = append(s.steps, porcupine.Operation{Input: what, Call: start, Return: end})
 }
 
@@ -224,7 +229,7 @@ func (s *session) call(o *op) {
 	case o.Do == "set" && o.Out == gone && o.Wrote != 0:
 		// It may have been stored for a moment, before the session ended.
 		s.repeats(o, until)
-	case o.Do == "renew" && o.Out == gone && s.sheds:
+	case o.Do == "renew" && o.Out == gone && within(s.shed, o.Start, until):
 		does(end, 0) // go-redis may have repeated it, and the token by which it is known was dropped
 	case nothing:
 	case o.Do == "increment" && o.Value != unseen:
@@ -329,6 +334,7 @@ type verdict struct {
 	calls, failed               int
 	lost, doubled, resurrected  int
 	logins, lostLogins          int // of pages
+	forNoReason                 int // logins that were lost although Redis has kept all it had
 	broken, strays              []string
 	illegal                     []string // histories that no order explains
 	undecided                   int
@@ -419,6 +425,10 @@ func (v *verdict) pages(h *history) {
 		dead := slices.ContainsFunc(page, func(o *op) bool { return o.ID == login.New && o.Do == read && o.Out == gone })
 		if dead || jar(login, page) != login.New {
 			v.lostLogins++
+			last := slices.MaxFunc(page, func(a, b *op) int { return cmp.Compare(a.End, b.End) }).End
+			if !h.evicts && !within(slices.Concat(h.windows, h.shed), page[0].Start, last) {
+				v.forNoReason++
+			}
 		}
 	}
 }

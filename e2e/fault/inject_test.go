@@ -2,8 +2,13 @@ package fault
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -46,6 +51,10 @@ var (
 		x.toxic(fmt.Sprintf(`{"type":"limit_data","stream":"downstream","attributes":{"bytes":%d}}`, 1+x.rng.IntN(2*x.site.padding)))
 	}}
 
+	lateAttempts = fault{name: "first attempts late", do: func(x *trial) {
+		x.toxicFor(500*time.Millisecond, time.Second, `{"type":"`+lateName+`","stream":"upstream","toxicity":0.3}`)
+	}}
+
 	flushScripts = fault{name: "SCRIPT FLUSH", do: func(x *trial) {
 		x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ScriptFlush(ctx).Err() })
 	}}
@@ -73,6 +82,119 @@ var (
 		_ = redisserver.Resume(m.cmd.Process)
 		w.end = now()
 		m.paused = append(m.paused, w)
+	}}
+
+	// Who waits for a lock is woken by a message. Those are lost with the connections on which
+	// they come.
+	loseWakeUps = fault{name: "wake-ups lost", do: func(x *trial) {
+		for range 20 {
+			x.onPrimaries(func(ctx context.Context, c *redis.Client) error {
+				return c.ClientKillByFilter(ctx, "TYPE", "pubsub", "SKIPME", "yes").Err()
+			})
+			x.calm(5*time.Millisecond, 25*time.Millisecond)
+		}
+	}}
+
+	// Sentinels have a channel of their own.
+	denyWakeUps = fault{name: "PUBLISH denied", do: func(x *trial) {
+		x.deny("-publish", "resetchannels", "&__sentinel__:*")
+	}}
+
+	// Reading the index is allowed, and so is all that stands elsewhere.
+	denyIndex = fault{name: "index denied", do: func(x *trial) {
+		x.deny("resetkeys", "~session_[^o]*", "~{session_*", "%R~session_owner:*")
+	}}
+
+	// What stands where an owner's index was is no index for a while.
+	plantIndex = fault{name: "index of a wrong type", do: func(x *trial) {
+		var planted []string
+		for range owners / 4 {
+			sum := sha256.Sum256([]byte(fmt.Sprint("owner", x.rng.IntN(owners))))
+			planted = append(planted, "session_owner:"+hex.EncodeToString(sum[:]))
+		}
+		each := func(script string) {
+			for _, index := range planted {
+				x.onPrimaries(func(ctx context.Context, c *redis.Client) error {
+					err := c.Eval(ctx, script, []string{index, "{" + index + "}:aside"}).Err()
+					if redis.HasErrorPrefix(err, "MOVED") {
+						return nil
+					}
+					return err
+				})
+			}
+		}
+		each(`if redis.call("TYPE", KEYS[1]).ok == "zset" then
+	redis.call("RENAME", KEYS[1], KEYS[2])
+	redis.call("SET", KEYS[1], "planted")
+end
+return 1`)
+		x.calm(100*time.Millisecond, 300*time.Millisecond)
+		each(`if redis.call("EXISTS", KEYS[2]) == 1 then redis.call("RENAME", KEYS[2], KEYS[1]) end
+return 1`)
+	}}
+
+	// What expires soonest is evicted: first what stands beside the sessions, then ballast,
+	// and the sessions if that is not enough.
+	evictLocks = fault{name: "locks evicted", do: func(x *trial) {
+		shed := window{start: now()}
+		const pieces, size = 64, 128 << 10 // 8 MiB
+		x.onPrimaries(func(ctx context.Context, c *redis.Client) error {
+			pipe := c.Pipeline()
+			for i := range pieces { // it lives longer than a version, and shorter than a session
+				pipe.Set(ctx, fmt.Sprint("ballast", i), strings.Repeat("x", size), 10*time.Minute)
+			}
+			if _, err := pipe.Exec(ctx); err != nil {
+				return err
+			}
+			memory, err := c.InfoMap(ctx, "memory").Result()
+			if err != nil {
+				return err
+			}
+			var used int
+			fmt.Sscan(memory["Memory"]["used_memory"], &used)
+			for _, set := range [][2]string{{"maxmemory-samples", "64"}, {"maxmemory-policy", "volatile-ttl"}, {"maxmemory", fmt.Sprint(used - 2<<20)}} {
+				if err := c.ConfigSet(ctx, set[0], set[1]).Err(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		x.calm(200*time.Millisecond, 500*time.Millisecond)
+		x.onPrimaries(func(ctx context.Context, c *redis.Client) error {
+			for _, set := range [][2]string{{"maxmemory", "0"}, {"maxmemory-policy", "noeviction"}} {
+				if err := c.ConfigSet(ctx, set[0], set[1]).Err(); err != nil {
+					return err
+				}
+			}
+			left, err := c.Keys(ctx, "ballast*").Result()
+			if err == nil && len(left) == 0 {
+				err = errors.New("all ballast was evicted, so that sessions may be gone too")
+			}
+			if err != nil {
+				return err
+			}
+			return c.Unlink(ctx, left...).Err()
+		})
+		shed.end = now()
+		x.history.shed = append(x.history.shed, shed)
+	}}
+
+	// Somebody who is dead holds a session, and the process that waits for it is stopped, so
+	// that the lock is reserved for one that does not come.
+	stopWaiter = fault{name: "client stopped in the queue", do: func(x *trial) {
+		name := "client stopped in the queue"
+		for range 10 {
+			m, began := x.stopWaiter()
+			if m == nil {
+				continue
+			}
+			x.calm(lease, 2*lease)
+			_ = redisserver.Resume(m.cmd.Process)
+			m.paused = append(m.paused, window{began, now()})
+			return
+		}
+		x.faults[name]-- // nobody has waited
+		x.faults[name+", which did not wait"]++
 	}}
 
 	killClient = fault{name: "client killed", do: func(x *trial) {
@@ -171,7 +293,8 @@ var (
 )
 
 // onAny are the faults of every topology.
-var onAny = []fault{cutConnections, delay, dropReplies, halfReplies, flushScripts, killConnections, fillMemory, pauseClient, killClient}
+var onAny = []fault{cutConnections, delay, dropReplies, halfReplies, flushScripts, killConnections, fillMemory, pauseClient, killClient,
+	lateAttempts, loseWakeUps, denyWakeUps, denyIndex, plantIndex, stopWaiter}
 
 func (x *trial) proxy() *proxy { return x.site.proxies[x.rng.IntN(len(x.site.proxies))] }
 
@@ -190,13 +313,17 @@ func deleteMember(crew []*member, m *member) (rest []*member) {
 
 // toxic lets all proxies misbehave for a while.
 func (x *trial) toxic(kinds ...string) {
+	x.toxicFor(200*time.Millisecond, 500*time.Millisecond, kinds...)
+}
+
+func (x *trial) toxicFor(from, to time.Duration, kinds ...string) {
 	for _, p := range x.site.proxies {
 		for _, kind := range kinds {
 			_, err := p.Toxics.AddToxicJson(strings.NewReader(kind))
 			must(x.t, err)
 		}
 	}
-	x.calm(200*time.Millisecond, 500*time.Millisecond)
+	x.calm(from, to)
 	for _, p := range x.site.proxies {
 		p.Toxics.ResetToxics(context.Background())
 	}
@@ -206,6 +333,53 @@ func (x *trial) onPrimaries(do func(context.Context, *redis.Client) error) {
 	for _, n := range x.site.primaries() {
 		must(x.t, do(context.Background(), direct(n)))
 	}
+}
+
+// deny takes rights away from the clients, for a while.
+func (x *trial) deny(rules ...string) {
+	set := func(rules []string) {
+		x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ACLSetUser(ctx, "default", rules...).Err() })
+	}
+	set(rules)
+	x.calm(100*time.Millisecond, 400*time.Millisecond)
+	set([]string{"allkeys", "allchannels", "allcommands"})
+}
+
+// stopWaiter takes a session's lock and stops a process that waits for it. It returns nil if
+// none does.
+func (x *trial) stopWaiter() (m *member, began int64) {
+	ctx := context.Background()
+	id, _ := os.ReadFile(filepath.Join(x.shared, fmt.Sprint(2*x.rng.IntN(8)))) // a busy browser's, which takes the lock
+	lock, queue := fmt.Sprintf("{session_%s}:lock", id), fmt.Sprintf("{session_%s}:queue", id)
+	for _, n := range x.site.primaries() {
+		c := direct(n)
+		if c.Exists(ctx, "session_"+string(id)).Val() == 0 || !c.SetNX(ctx, lock, "nobody", lease).Val() {
+			continue // it has ended, or it is another server's
+		}
+		for taken := time.Now(); time.Since(taken) < lease/2; time.Sleep(time.Millisecond) {
+			first, err := c.LIndex(ctx, queue, 0).Result()
+			if m = x.named(first); err != nil || m == nil {
+				continue
+			}
+			began = now()
+			_ = redisserver.Pause(m.cmd.Process)
+			if c.LIndex(ctx, queue, 0).Val() == first {
+				return m, began
+			}
+			_ = redisserver.Resume(m.cmd.Process)
+		}
+	}
+	return nil, 0
+}
+
+// named returns the process that waits for locks by that name.
+func (x *trial) named(name string) *member {
+	for _, m := range x.crew {
+		if is, err := os.ReadFile(m.log + ".name"); err == nil && string(is) == name {
+			return m
+		}
+	}
+	return nil
 }
 
 // takenOver waits until another server is the primary in place of this one.

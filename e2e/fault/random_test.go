@@ -125,7 +125,6 @@ type randomly struct {
 	admin  *redis.Client
 	id     string
 	cookie *http.Cookie
-	change *strings.Replacer // of scripts, for a store that must be caught; nil: none
 	evicts bool
 
 	mu    sync.Mutex
@@ -152,7 +151,7 @@ func (h *randomly) String() string {
 
 // randomHistory lets three processes, of two callers each, do some requests.
 func randomHistory(t *testing.T, addr string, seed, round uint64, change *strings.Replacer) *randomly {
-	h := &randomly{t: t, admin: redis.NewClient(&redis.Options{Addr: addr}), rng: rand.New(rand.NewPCG(seed, round)), change: change, evicts: round%2 == 1}
+	h := &randomly{t: t, admin: redis.NewClient(&redis.Options{Addr: addr}), rng: rand.New(rand.NewPCG(seed, round)), evicts: round%2 == 1}
 	defer h.admin.Close()
 	calm := redistore.New(h.admin, key)
 	w := httptest.NewRecorder()
@@ -167,7 +166,7 @@ func randomHistory(t *testing.T, addr string, seed, round uint64, change *string
 	for range 3 {
 		client := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1, ContextTimeoutEnabled: true})
 		defer client.Close()
-		client.AddHook(disturbed{uncompared{}, h})
+		client.AddHook(disturbed{rewriting{change: change}, h})
 		store := redistore.NewLockingStore(redistore.New(client, key))
 		store.TTL, store.Wait = 30*time.Millisecond, 2*time.Second
 		for range 2 {
@@ -328,19 +327,15 @@ func (h *randomly) update(store *redistore.LockingStore, r *http.Request) {
 
 // disturbed is what comes between a process and Redis.
 type disturbed struct {
-	uncompared
+	rewriting
 	h *randomly
 }
 
 func (d disturbed) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	h := d.h
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if h.change != nil && cmd.Name() == "evalsha" { // so that the text is sent each time
-			cmd.SetErr(noScript{})
+		if d.rewrite(cmd); cmd.Err() != nil {
 			return cmd.Err()
-		}
-		if text, ok := cmd.Args()[1].(string); ok && h.change != nil && cmd.Name() == "eval" {
-			cmd.Args()[1] = h.change.Replace(text)
 		}
 		fails := func() error {
 			cmd.SetErr(io.EOF)

@@ -57,7 +57,7 @@ func newSite(t *testing.T, kind string, nodes []*topology.Node, addrs []string, 
 
 func single(t *testing.T) *site {
 	n := topology.Start(t, topology.Durable...)
-	return newSite(t, "single", []*topology.Node{n}, []string{n.Addr}, killServer, pauseServer)
+	return newSite(t, "single", []*topology.Node{n}, []string{n.Addr}, killServer, pauseServer, evictLocks)
 }
 
 // evicting is a server that drops sessions to make room.
@@ -70,14 +70,14 @@ func evicting(t *testing.T) *site {
 	must(t, err)
 	must(t, direct(n).ConfigSet(context.Background(), "maxmemory", fmt.Sprint(bytes+6_000_000)).Err())
 	s := newSite(t, "single", []*topology.Node{n}, []string{n.Addr})
-	s.faults = []fault{flushScripts, pauseClient, killClient, pauseServer}
+	s.faults = []fault{flushScripts, pauseClient, killClient, pauseServer, lateAttempts, loseWakeUps}
 	s.evicts, s.padding = true, 20_000
 	return s
 }
 
 func ring(t *testing.T) *site {
 	nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
-	return newSite(t, "ring", nodes, topology.Addrs(nodes), killServer, pauseServer)
+	return newSite(t, "ring", nodes, topology.Addrs(nodes), killServer, pauseServer, evictLocks)
 }
 
 func sentinel(t *testing.T, args ...string) *site {

@@ -59,8 +59,26 @@ type job struct {
 const (
 	ours      = "redistore"
 	rival     = "boj/redistore"
-	noCompare = "redistore without the compare" // taken out of the save script
+	noCompare = "redistore without the compare"
+	noMarker  = "redistore without the renewal marker"
+	noPending = "redistore without pending entries"
 )
+
+// takenOut is what is taken out of a store's scripts, on their way to Redis, so that it must
+// be caught.
+var takenOut = map[string]*strings.Replacer{
+	noCompare: strings.NewReplacer( // of the version, and of the digest
+		"if version and not seen(version, first) then", "if false then",
+		"if not version or holder ~= ARGV[1] then", "if false then",
+	),
+	noMarker: strings.NewReplacer( // of Renew, of what it does on several servers, and of the lock's
+		`redis.call("SET", KEYS[i + 1], ARGV[a + 4], "EX", ARGV[a + 5])`, "",
+		`if KEYS[2] then redis.call("SET", KEYS[2], ARGV[1], "EX", ARGV[2]) end`, "",
+		`redis.call("SET", KEYS[5], ARGV[5], "EX", ARGV[9])`, "",
+	),
+	// An entry whose session is yet to be written says so, and is not lowered.
+	noPending: strings.NewReplacer("score = math.max(score + wait, math.floor(noted)) + 0.5", "score = score + wait"),
+}
 
 // All of it is small, so that requests meet.
 const (
@@ -155,7 +173,14 @@ func work(text string) error {
 	io.Copy(io.Discard, os.Stdin)
 	over.Store(true)
 	wg.Wait()
-	return nil
+	if w.locking == nil {
+		return nil
+	}
+	stats, err := json.Marshal(w.locking.Stats())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(w.Log+".stats", stats, 0o600)
 }
 
 type silent struct{}
@@ -169,8 +194,9 @@ func (w *worker) open() error {
 		return err
 	}
 	client := w.Clients.open()
-	if w.Store == noCompare {
-		client.AddHook(uncompared{})
+	client.AddHook(&named{file: w.Log + ".name"})
+	if change := takenOut[w.Store]; change != nil {
+		client.AddHook(rewriting{change: change})
 	}
 	w.store = redistore.New(client, key)
 	w.plain = w.store
@@ -179,31 +205,50 @@ func (w *worker) open() error {
 	return nil
 }
 
-// uncompared takes the compare out of the write script on its way to Redis: that of the
-// version, and that of the digest.
-type uncompared struct{ redis.Hook }
+// named notes by which name this process waits for locks.
+type named struct {
+	rewriting
+	file string
+	once sync.Once
+}
 
-var withoutCompare = strings.NewReplacer(
-	"if version and not seen(version, first) then", "if false then",
-	"if not version or holder ~= ARGV[1] then", "if false then",
-)
+func (h *named) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if args := cmd.Args(); len(args) == 15 && args[2] == 4 { // what takes a lock: see acquire.lua
+			h.once.Do(func() { os.WriteFile(h.file, []byte(args[8].(string)), 0o600) })
+		}
+		return next(ctx, cmd)
+	}
+}
 
-func (uncompared) DialHook(next redis.DialHook) redis.DialHook { return next }
+// rewriting changes scripts on their way to Redis.
+type rewriting struct {
+	redis.Hook
+	change *strings.Replacer // nil: nothing
+}
 
-func (uncompared) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (rewriting) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (rewriting) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
 
-func (uncompared) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (h rewriting) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if cmd.Name() == "evalsha" { // so that the text is sent each time
-			cmd.SetErr(noScript{})
+		if h.rewrite(cmd); cmd.Err() != nil {
 			return cmd.Err()
 		}
-		if text, ok := cmd.Args()[1].(string); ok && cmd.Name() == "eval" {
-			cmd.Args()[1] = withoutCompare.Replace(text)
-		}
 		return next(ctx, cmd)
+	}
+}
+
+func (h rewriting) rewrite(cmd redis.Cmder) {
+	switch {
+	case h.change == nil:
+	case cmd.Name() == "evalsha": // so that the text is sent each time
+		cmd.SetErr(noScript{})
+	case cmd.Name() == "eval":
+		cmd.Args()[1] = h.change.Replace(cmd.Args()[1].(string))
 	}
 }
 
@@ -263,19 +308,24 @@ func (c *caller) call() {
 	if c.rng.IntN(2) == 0 {
 		n /= 10 // some are busier than others
 	}
+	if c.Store == noPending {
+		n %= 8 // of few owners
+	}
 	b := c.browser(n)
 	switch n := c.rng.IntN(1000); {
 	case b.id == "":
 		c.login(b)
 	case c.store == nil:
 		c.rivalCall(b, n)
+	case c.Store == noPending && n >= 300: // it fails where logins and lists meet
+		c.list(b.owner)
 	case n < 5:
 		c.revoke(b.owner)
 	case n < 10:
 		c.list(b.owner)
 	case n < 15:
 		c.limit(b)
-	case n < 40:
+	case n < 40, c.Store == noPending && n < 140:
 		c.logout(b)
 	case n < 80:
 		c.touch(b)
@@ -622,7 +672,7 @@ func (c *caller) page(like browser) {
 	}
 	b.id, b.owner, b.page = jar(login, ops), login.Owner, visit.Op
 	if b.id != login.New {
-		b.owner = ""
+		return // it is lost, for the checks to tell why
 	}
 	if c.read(b); c.rng.IntN(4) > 0 {
 		c.logout(b)
