@@ -264,14 +264,21 @@ func (s *session) repeats(o *op, until int64) {
 }
 
 // forgetUnseen leaves out what may have been set, but was not seen, once for each time:
-// it would only cost time to find out when it was.
+// it would only cost time to find out when it was. What was set for sure is what was seen,
+// unless it may have arrived once more after the call.
 func (s *session) forgetUnseen() {
-	seen := map[int]int{} // less what has been set for sure
+	late := map[int]bool{}
+	for _, o := range s.steps {
+		if in := o.Input.(step); in.do == set && in.maybe && o.Return == forever {
+			late[in.value] = true
+		}
+	}
+	seen := map[int]int{}
 	for _, o := range s.steps {
 		switch in := o.Input.(step); {
 		case in.do == read:
 			seen[in.value]++
-		case in.do == set && !in.maybe:
+		case in.do == set && !in.maybe && !late[in.value]:
 			seen[in.value]--
 		}
 	}

@@ -52,7 +52,7 @@ var (
 	}}
 
 	lateAttempts = fault{name: "first attempts late", do: func(x *trial) {
-		x.toxicFor(500*time.Millisecond, time.Second, `{"type":"`+lateName+`","stream":"upstream","toxicity":0.3}`)
+		x.toxicFor(600*time.Millisecond, time.Second, `{"type":"`+lateName+`","stream":"upstream","attributes":{"share":0.3}}`)
 	}}
 
 	flushScripts = fault{name: "SCRIPT FLUSH", do: func(x *trial) {

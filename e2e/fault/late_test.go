@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"math/rand/v2"
 	"regexp"
 	"sync"
 	"sync/atomic"
@@ -13,7 +14,9 @@ import (
 // A late toxic holds a write until the client has given it up, has sent it again on another
 // connection, and that was answered. Then the first attempt arrives. What nobody sends again
 // arrives a little later.
-type late struct{}
+type late struct {
+	Share float32 `json:"share"` // of the connections that are disturbed; the others show repeats
+}
 
 const lateName = "late"
 
@@ -33,8 +36,9 @@ const (
 	forgone  = 700 * time.Millisecond // after which nobody repeats it any more: go-redis pauses for up to 512 ms
 )
 
-// Pipe holds all that comes once it is called, on a connection that is to be disturbed.
-func (late) Pipe(stub *toxics.ToxicStub) {
+// Pipe holds a write, and all that comes after it.
+func (l *late) Pipe(stub *toxics.ToxicStub) {
+	disturbed := rand.Float32() < l.Share
 	var chunks []*stream.StreamChunk
 	var name string
 	var repeated chan struct{}
@@ -64,7 +68,7 @@ func (late) Pipe(stub *toxics.ToxicStub) {
 				}
 				stub.Close()
 				return
-			case chunks == nil && (!isWrite(c.Data) || again(c.Data)):
+			case chunks == nil && (!isWrite(c.Data) || again(c.Data) || !disturbed):
 				stub.Output <- c
 			default:
 				if chunks == nil {
