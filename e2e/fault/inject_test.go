@@ -194,7 +194,6 @@ return 1`)
 			return
 		}
 		x.faults[name]-- // nobody has waited
-		x.faults[name+", which did not wait"]++
 	}}
 
 	killClient = fault{name: "client killed", do: func(x *trial) {

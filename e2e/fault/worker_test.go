@@ -402,7 +402,24 @@ func (c *caller) end(o *op, err error) {
 		o.Err = err.Error()
 	}
 	o.End = now()
+	if o.Out == unknown && o.indexRefused(err) {
+		o.Out = refused
+	}
 	c.note(o)
+}
+
+// indexRefused tells whether Redis has refused to write the owner's index: then nothing was
+// written. An attempt before that, whose reply was lost, would have taken longer.
+func (o *op) indexRefused(err error) bool {
+	var reply redis.Error
+	if !errors.As(err, &reply) || o.Again > 0 || o.End-o.Start > int64(8*time.Millisecond) {
+		return false
+	}
+	switch o.Do {
+	case increment, set, "touch", "renew", "renew, locked":
+		return redis.HasErrorPrefix(reply, "NOPERM") || redis.HasErrorPrefix(reply, "WRONGTYPE")
+	}
+	return false
 }
 
 func outcome(err error) string {
