@@ -22,12 +22,6 @@ const lateName = "late"
 
 func init() { toxics.Register(lateName, new(late)) }
 
-// held are the requests that have yet to arrive.
-var held struct {
-	sync.Mutex
-	repeated map[string]chan struct{} // closed when it was sent again
-}
-
 // What became of those that arrived late.
 var arrivedLate, arrivedAfterTheirRepeat atomic.Int64
 
@@ -39,65 +33,83 @@ const (
 // Pipe holds a write, and all that comes after it.
 func (l *late) Pipe(stub *toxics.ToxicStub) {
 	disturbed := rand.Float32() < l.Share
-	var chunks []*stream.StreamChunk
-	var name string
-	var repeated chan struct{}
-	deliver := func() {
-		held.Lock()
-		delete(held.repeated, name)
-		held.Unlock()
-		for _, c := range chunks {
-			_ = stub.WriteOutput(c, time.Second) // the server may have closed it
-		}
-	}
+	h := holding{stub: stub}
 	for {
 		select {
 		case <-stub.Interrupt: // the fault is over
-			deliver()
+			h.deliver()
 			return
 		case c := <-stub.Input:
 			switch {
-			case c == nil && chunks == nil:
-				stub.Close()
-				return
-			case c == nil:
-				interrupted := waitForRepeat(stub, repeated)
-				deliver()
-				if interrupted {
+			case c == nil: // the client has given up
+				if over := h.wait(); over {
 					return
 				}
 				stub.Close()
 				return
-			case chunks == nil && (!isWrite(c.Data) || again(c.Data) || !disturbed):
+			case h.chunks == nil && (!isWrite(c.Data) || again(c.Data) || !disturbed):
 				stub.Output <- c
 			default:
-				if chunks == nil {
-					name, repeated = nameOf(c.Data), make(chan struct{})
-					held.Lock()
-					if held.repeated == nil {
-						held.repeated = map[string]chan struct{}{}
-					}
-					held.repeated[name] = repeated
-					held.Unlock()
-				}
-				chunks = append(chunks, c)
+				h.add(c)
 			}
 		}
 	}
 }
 
-// waitForRepeat returns when what is held may arrive.
-func waitForRepeat(stub *toxics.ToxicStub, repeated chan struct{}) (interrupted bool) {
+// A holding is what is held on one connection.
+type holding struct {
+	stub     *toxics.ToxicStub
+	chunks   []*stream.StreamChunk
+	name     string
+	repeated chan struct{} // closed when it was sent again
+}
+
+// held are the writes that have yet to arrive.
+var held struct {
+	sync.Mutex
+	repeated map[string]chan struct{} // by name
+}
+
+func (h *holding) add(c *stream.StreamChunk) {
+	if h.chunks == nil {
+		h.name, h.repeated = nameOf(c.Data), make(chan struct{})
+		held.Lock()
+		defer held.Unlock()
+		if held.repeated == nil {
+			held.repeated = map[string]chan struct{}{}
+		}
+		held.repeated[h.name] = h.repeated
+	}
+	h.chunks = append(h.chunks, c)
+}
+
+// wait delivers when it is time. It reports whether the fault was over before.
+func (h *holding) wait() (over bool) {
+	if h.chunks == nil {
+		return false
+	}
 	arrivedLate.Add(1)
 	select {
-	case <-repeated:
+	case <-h.repeated:
 		arrivedAfterTheirRepeat.Add(1)
 		time.Sleep(answered)
 	case <-time.After(forgone):
-	case <-stub.Interrupt:
-		return true
+	case <-h.stub.Interrupt:
+		over = true
 	}
-	return false
+	h.deliver()
+	return over
+}
+
+func (h *holding) deliver() {
+	held.Lock()
+	if held.repeated[h.name] == h.repeated {
+		delete(held.repeated, h.name)
+	}
+	held.Unlock()
+	for _, c := range h.chunks {
+		_ = h.stub.WriteOutput(c, time.Second) // the server may have closed it
+	}
 }
 
 // isWrite tells whether a request begins with a command that changes something.

@@ -42,6 +42,7 @@ var sites = []struct {
 	{"Cluster of 3 and 3", cluster},
 	{"Ring of 2", ring},
 	{"one server, evicting", evicting},
+	{"one server, evicting locks", evictingLocks},
 }
 
 func newSite(t *testing.T, kind string, nodes []*topology.Node, addrs []string, faults ...fault) *site {
@@ -57,7 +58,7 @@ func newSite(t *testing.T, kind string, nodes []*topology.Node, addrs []string, 
 
 func single(t *testing.T) *site {
 	n := topology.Start(t, topology.Durable...)
-	return newSite(t, "single", []*topology.Node{n}, []string{n.Addr}, killServer, pauseServer, evictLocks)
+	return newSite(t, "single", []*topology.Node{n}, []string{n.Addr}, killServer, pauseServer)
 }
 
 // evicting is a server that drops sessions to make room.
@@ -75,9 +76,16 @@ func evicting(t *testing.T) *site {
 	return s
 }
 
+// evictingLocks is a server that keeps sessions, and drops what stands beside them.
+func evictingLocks(t *testing.T) *site {
+	s := single(t)
+	s.faults = []fault{evictLocks, dropReplies, lateAttempts, pauseClient}
+	return s
+}
+
 func ring(t *testing.T) *site {
 	nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
-	return newSite(t, "ring", nodes, topology.Addrs(nodes), killServer, pauseServer, evictLocks)
+	return newSite(t, "ring", nodes, topology.Addrs(nodes), killServer, pauseServer)
 }
 
 func sentinel(t *testing.T, args ...string) *site {
