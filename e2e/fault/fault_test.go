@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"net/http/httptest"
@@ -108,6 +109,29 @@ func TestTheCheckerCatches(t *testing.T) {
 		}
 		t.Error("sessions are outside their owner's index, and the checker has not noticed")
 	})
+}
+
+// TestWhatIsTakenOutWasThere keeps takenOut up to date with the scripts: a piece that is no
+// longer in any of them is not taken out.
+func TestWhatIsTakenOutWasThere(t *testing.T) {
+	var scripts strings.Builder
+	for _, dir := range []string{"../../lua", "../../internal/lock/lua"} {
+		must(t, fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			text, err := os.ReadFile(filepath.Join(dir, path))
+			scripts.Write(text)
+			return err
+		}))
+	}
+	for store, pieces := range takenOut {
+		for i := 0; i < len(pieces); i += 2 {
+			if !strings.Contains(scripts.String(), pieces[i]) {
+				t.Errorf("%s: no script has %q", store, pieces[i])
+			}
+		}
+	}
 }
 
 // A trial is one run of the workload on a site.

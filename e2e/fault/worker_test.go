@@ -62,23 +62,31 @@ const (
 	noCompare = "redistore without the compare"
 	noMarker  = "redistore without the renewal marker"
 	noPending = "redistore without pending entries"
+	noToken   = "redistore without the write's token"
 )
 
 // takenOut is what is taken out of a store's scripts, on their way to Redis, so that it must
-// be caught.
-var takenOut = map[string]*strings.Replacer{
-	noCompare: strings.NewReplacer( // of the version, and of the digest
+// be caught: by twos, a piece and what takes its place.
+var takenOut = map[string][]string{
+	noCompare: { // of the version, and of the digest
 		"if version and not seen(version, first) then", "if false then",
 		"if not version or holder ~= ARGV[1] then", "if false then",
-	),
-	noMarker: strings.NewReplacer( // of Renew, of what it does on several servers, and of the lock's
+	},
+	noToken: {
+		"local version = redis.call(\"GET\", KEYS[3])\nif version ==", "local version = false\nif version ==",
+	},
+	noMarker: { // of Renew, of what it does on several servers, and of the lock's
 		`redis.call("SET", KEYS[i + 1], ARGV[a + 4], "EX", ARGV[a + 5])`, "",
 		`if KEYS[2] then redis.call("SET", KEYS[2], ARGV[1], "EX", ARGV[2]) end`, "",
 		`redis.call("SET", KEYS[5], ARGV[5], "EX", ARGV[9])`, "",
-	),
-	// An entry whose session is yet to be written says so, and is not lowered.
-	noPending: strings.NewReplacer("score = math.max(score + wait, math.floor(noted)) + 0.5", "score = score + wait"),
+	},
+	noPending: { // an entry whose session is yet to be written says so, and is not lowered
+		"score = math.max(score + wait, math.floor(noted)) + 0.5", "score = score + wait",
+	},
 }
+
+// without returns what takes it out.
+func without(store string) *strings.Replacer { return strings.NewReplacer(takenOut[store]...) }
 
 // All of it is small, so that requests meet.
 const (
@@ -195,8 +203,8 @@ func (w *worker) open() error {
 	}
 	client := w.Clients.open()
 	client.AddHook(&named{file: w.Log + ".name"})
-	if change := takenOut[w.Store]; change != nil {
-		client.AddHook(rewriting{change: change})
+	if takenOut[w.Store] != nil {
+		client.AddHook(rewriting{change: without(w.Store)})
 	}
 	w.store = redistore.New(client, key)
 	w.plain = w.store
@@ -214,8 +222,10 @@ type named struct {
 
 func (h *named) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if args := cmd.Args(); len(args) == 15 && args[2] == 4 { // what takes a lock: see acquire.lua
-			h.once.Do(func() { os.WriteFile(h.file, []byte(args[8].(string)), 0o600) })
+		if args := cmd.Args(); len(args) > 8 && args[2] == 4 { // what takes a lock: see acquire.lua
+			if name, _ := args[8].(string); strings.HasPrefix(name, "session_wake:") {
+				h.once.Do(func() { os.WriteFile(h.file, []byte(name), 0o600) })
+			}
 		}
 		return next(ctx, cmd)
 	}
