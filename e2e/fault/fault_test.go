@@ -92,11 +92,15 @@ func TestTheCheckerCatches(t *testing.T) {
 		t.Error("a store that does not compare overwrites what others saved, and the checker has not noticed")
 	})
 	t.Run(noMarker, func(t *testing.T) {
-		r := run(t, single(t), noMarker, 1, 2*time.Second, nil)
-		if r.verdict.forNoReason == 0 {
-			t.Errorf("a page's other requests throw its login away, and the checker has not noticed in %d logins", r.verdict.logins)
+		s := single(t)
+		for attempt := range uint64(10) {
+			r := run(t, s, noMarker, attempt, 2*time.Second, nil)
+			if r.verdict.forNoReason > 0 {
+				t.Logf("%d calls, %d of %d logins lost", r.verdict.calls, r.verdict.forNoReason, r.verdict.logins)
+				return
+			}
 		}
-		t.Logf("%d calls, %d of %d logins lost", r.verdict.calls, r.verdict.forNoReason, r.verdict.logins)
+		t.Error("a page's other requests throw its login away, and the checker has not noticed")
 	})
 	t.Run(noPending, func(t *testing.T) {
 		s := ring(t) // where index and session are on two servers

@@ -396,13 +396,14 @@ func (h *history) check() *verdict {
 //
 // The last response counts, in the order in which they were made. One that has saved the old
 // session may have done so before the login, and be made after it: no server can tell that in
-// time, and so it counts as made when its Save began. A response with any other cookie has
-// found the old session gone, and counts as made when its handler ended.
+// time, and so it counts as made when its Save began. The same goes for one that has begun a
+// session where there was none before the login. A response with any other cookie has found
+// the old session gone, and counts as made when its handler ended.
 func jar(login *op, page []*op) string {
 	id, last := login.New, login.End
 	for _, o := range page {
 		made := o.End
-		if o.Sent == login.ID {
+		if o.Sent == login.ID || login.Do == "login" {
 			made = o.Saving
 		}
 		if o != login && o.End != 0 && o.Sent != "" && made > last {
@@ -423,7 +424,7 @@ func (v *verdict) pages(h *history) {
 		}
 	}
 	for _, page := range pages {
-		i := slices.IndexFunc(page, func(o *op) bool { return strings.HasPrefix(o.Do, "renew") && o.Out == done })
+		i := slices.IndexFunc(page, func(o *op) bool { return (o.Do == "login" || strings.HasPrefix(o.Do, "renew")) && o.Out == done })
 		if i < 0 {
 			continue
 		}

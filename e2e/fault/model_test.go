@@ -112,6 +112,14 @@ func TestTheJar(t *testing.T) {
 			t.Errorf("%s: %d of %d logins are lost, want %d", c.name, v.lostLogins, v.logins, c.lost)
 		}
 	}
+	first := *login // of a browser whose cookie names no session
+	first.Do = "login"
+	for o, lost := range map[*op]int{other(15, 30, "c"): 0, other(21, 30, "c"): 1} {
+		h := history{ops: []*op{&first, o}}
+		if v := h.check(); v.logins != 1 || v.lostLogins != lost {
+			t.Errorf("a session is begun at %d: %d of %d logins are lost, want %d", o.Saving, v.lostLogins, v.logins, lost)
+		}
+	}
 }
 
 // TestTheLimit shows what counts as a Limit that left too many.

@@ -75,10 +75,11 @@ var takenOut = map[string][]string{
 	noToken: {
 		"local version = redis.call(\"GET\", KEYS[3])\nif version ==", "local version = false\nif version ==",
 	},
-	noMarker: { // of Renew, of what it does on several servers, and of the lock's
+	noMarker: { // of Renew, of what it does on several servers, of the lock's, and of a login without a session
 		`redis.call("SET", KEYS[i + 1], ARGV[a + 4], "EX", ARGV[a + 5])`, "",
 		`if KEYS[2] then redis.call("SET", KEYS[2], ARGV[1], "EX", ARGV[2]) end`, "",
 		`redis.call("SET", KEYS[5], ARGV[5], "EX", ARGV[9])`, "",
+		`redis.call("SET", KEYS[1], ARGV[1], "EX", ARGV[2])`, "",
 	},
 	noPending: { // an entry whose session is yet to be written says so, and is not lowered
 		"score = math.max(score + wait, math.floor(noted)) + 0.5", "score = score + wait",
@@ -324,7 +325,7 @@ func (c *caller) call() {
 	b := c.browser(n)
 	switch n := c.rng.IntN(1000); {
 	case b.id == "":
-		c.login(b)
+		c.login(b, own)
 	case c.store == nil:
 		c.rivalCall(b, n)
 	case c.Store == noPending && n >= 300: // it fails where logins and lists meet
@@ -614,15 +615,15 @@ func (c *caller) renew(b browser) *op { return c.renewed(b, b.owner) }
 
 // renewed gives the session a new ID, and an owner.
 func (c *caller) renewed(b browser, owner string) *op {
-	do, renew := "renew", c.store.Renew
+	do := "renew"
 	if b.locked {
-		do, renew = "renew, locked", c.locking.Renew
+		do = "renew, locked"
 	}
 	return c.visit(b, do, c.saving(b), func(v request) error {
 		v.Owner = owner
 		c.note(v.op)
 		redistore.SetOwner(v.s, owner)
-		err := c.save(v, renew)
+		err := c.save(v, c.renewing(b))
 		if err == nil {
 			v.New = v.s.ID
 		}
@@ -630,18 +631,28 @@ func (c *caller) renewed(b browser, owner string) *op {
 	})
 }
 
-func (c *caller) login(b browser) *op {
-	o := c.begin("login", b)
-	r, w, end := c.request("")
-	defer end()
-	s, _ := c.saving(b).Get(r, "s")
-	s.Values["n"], s.Values["padding"] = 0, c.padding[b.size]
-	if c.store != nil {
-		redistore.SetOwner(s, b.owner)
-		redistore.SetMaxAge(s, b.age)
+func (c *caller) renewing(b browser) saveFunc {
+	if b.locked {
+		return c.locking.Renew
 	}
-	err := c.save(request{o, r, w, s}, own)
-	o.New, o.Value = s.ID, 0
+	return c.store.Renew
+}
+
+// login starts a session. The browser's cookie, if it has one, names none.
+func (c *caller) login(b browser, save saveFunc) *op {
+	o := c.begin("login", b)
+	r, w, end := c.request(b.id)
+	defer end()
+	s, err := c.saving(b).Get(r, "s")
+	if err == nil {
+		s.Values["n"], s.Values["padding"] = 0, c.padding[b.size]
+		if c.store != nil {
+			redistore.SetOwner(s, b.owner)
+			redistore.SetMaxAge(s, b.age)
+		}
+		err = c.save(request{o, r, w, s}, save)
+		o.New, o.Value, o.Sent = s.ID, 0, sent(w)
+	}
 	c.end(o, err)
 	if err == nil {
 		c.keep(b.n, s.ID)
@@ -649,30 +660,31 @@ func (c *caller) login(b browser) *op {
 	return o
 }
 
-// page is one in a browser of its own: somebody visits it, and logs in while its other
-// requests are under way with the cookie from before. Its last request is sent with whatever
-// cookie the browser then has.
+// page is one in a browser of its own: somebody logs in while the page's other requests are
+// under way with the cookie from before, which in most cases is that of an earlier visit, and
+// in others names no session. Its last request is sent with whatever cookie the browser then
+// has.
 func (c *caller) page(like browser) {
 	b := like
-	b.n, b.id, b.owner = nobodys, "", ""
-	visit := c.login(b)
-	if visit.Out != done {
-		return
+	b.n, b.owner, b.page = nobodys, "", c.ops.Add(1)
+	user := fmt.Sprintf("user%d.%d", c.Worker, b.page)
+	visited := c.rng.IntN(4) > 0
+	if b.id = "none of " + user; visited {
+		visit := c.login(browser{n: nobodys, locked: b.locked, size: b.size, age: b.age}, own)
+		if visit.Out != done {
+			return
+		}
+		b.id = visit.New
 	}
-	b.id = visit.New
 	var mu sync.Mutex
 	var ops []*op
-	var all sync.WaitGroup
-	loggedIn := make(chan struct{})
-	send := func(c *caller, request func(browser) *op) *op {
-		b := b
-		b.page = visit.Op
-		o := request(b)
+	add := func(o *op) {
 		mu.Lock()
 		defer mu.Unlock()
 		ops = append(ops, o)
-		return o
 	}
+	var all sync.WaitGroup
+	loggedIn := make(chan struct{})
 	for i := range 5 {
 		c := c.another()
 		requests := []func(browser) *op{c.set, c.set, c.touch, c.read}
@@ -686,19 +698,24 @@ func (c *caller) page(like browser) {
 			} else {
 				time.Sleep(time.Duration(c.rng.Int64N(int64(3 * time.Millisecond))))
 			}
-			send(c, request)
+			add(request(b))
 		})
 	}
-	user := c.another()
 	time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
-	login := send(user, func(b browser) *op { return user.renewed(b, fmt.Sprintf("user%d.%d", c.Worker, visit.Op)) })
+	var login *op
+	if visited {
+		login = c.renewed(b, user)
+	} else {
+		b := b
+		b.owner = user
+		login = c.login(b, c.renewing(b))
+	}
 	close(loggedIn)
 	all.Wait()
 	if login.Out != done {
 		return
 	}
-	b.id, b.owner, b.page = jar(login, ops), login.Owner, visit.Op
-	if b.id != login.New {
+	if b.id, b.owner = jar(login, ops), user; b.id != login.New {
 		return // it is lost, for the checks to tell why
 	}
 	if c.read(b); c.rng.IntN(4) > 0 {
