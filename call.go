@@ -79,13 +79,13 @@ func (c *call) become(now status, id string) {
 
 // reload loads the record of a session that the request has loaded before. An ID that the
 // handler has cleared stays so: the next Save is to make a new one.
-func (c *call) reload(before *sessions.Session, id string) (found bool, err error) {
+func (c *call) reload(before *sessions.Session, id string) error {
 	c.session.IsNew, c.session.Options = true, c.store().options()
-	found, err = c.find([]string{id})
-	if found && before.ID == "" {
+	err := c.find([]string{id})
+	if before.ID == "" {
 		c.session.ID = ""
 	}
-	return found, err
+	return err
 }
 
 // open fills a session from the first of the request's cookies that names one.
@@ -97,8 +97,7 @@ func (c *call) open() error {
 	s := c.store()
 	c.session.Options = s.options()
 	ids, invalid := s.ids(c.r, c.session.Name())
-	found, err := c.find(ids)
-	if found || err != nil {
+	if err := c.find(ids); err != nil || c.state.status != fresh {
 		return err
 	}
 	if s.now().Before(s.CookieStoreUntil) && s.takeOver(c.r, c.session) {
@@ -108,8 +107,9 @@ func (c *call) open() error {
 	return invalid
 }
 
-// find loads the session of the first of these IDs that has a record.
-func (c *call) find(ids []string) (found bool, err error) {
+// find loads the session of the first of these IDs that has a record. The state says what
+// came of it: stored; ended, by a Renew; fresh, for there is none; or unread, with an error.
+func (c *call) find(ids []string) error {
 	until := time.Now().Add(c.by.bound())
 	var unknown []string
 	for _, id := range ids {
@@ -122,24 +122,24 @@ func (c *call) find(ids []string) (found bool, err error) {
 		switch {
 		case err != nil:
 			c.become(unread, id)
-			return false, &loadError{err}
+			return &loadError{err}
 		case found:
 			c.session.IsNew = false
 			c.become(stored, id)
-			return true, nil
+			return nil
 		}
 		unknown = append(unknown, id)
 	}
 	if len(unknown) == 0 {
 		c.become(fresh, "")
-		return false, nil
+		return nil
 	}
 	ctx, cancel := context.WithDeadline(c.context(), until)
 	defer cancel()
 	replaced, err := c.store().records().replaced(ctx, unknown)
 	if err != nil {
 		c.become(unread, c.session.ID)
-		return false, &loadError{err}
+		return &loadError{err}
 	}
 	c.session.ID = ""
 	if replaced {
@@ -147,7 +147,7 @@ func (c *call) find(ids []string) (found bool, err error) {
 	} else {
 		c.become(fresh, unknown[0])
 	}
-	return replaced, nil
+	return nil
 }
 
 // load reads the session of that ID. An error leaves it no values.
@@ -275,7 +275,7 @@ func (c *call) succeed(ctx context.Context, rec record, renew bool) error {
 	}
 	err := claim(ctx, c.state.id)
 	if err != nil {
-		_, _ = db.delete(ctx, rec.owner, rec.id) // nobody knows this ID; if this fails, it expires
+		db.takeBack(ctx, rec)
 	}
 	return err
 }

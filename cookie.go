@@ -167,7 +167,7 @@ func (s *Store) cookie(session *sessions.Session) (*http.Cookie, error) {
 	cookie := sessions.NewCookie(session.Name(), value, &options)
 	err := cookie.Valid() // or net/http would leave it out, or the offending part, without a word
 	if err == nil {
-		err = kept(cookie)
+		err = dropped(cookie)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("redistore: cookie %q: %w", session.Name(), err)
@@ -175,9 +175,9 @@ func (s *Store) cookie(session *sessions.Session) (*http.Cookie, error) {
 	return cookie, nil
 }
 
-// kept says why browsers would drop a cookie: RFC 6265bis, sections 4.1.3 (prefixes) and
+// dropped says why browsers would drop a cookie, if they would: RFC 6265bis, sections 4.1.3 (prefixes) and
 // 5.7 (SameSite=None), and RFC 6265, section 6.1 (size).
-func kept(c *http.Cookie) error {
+func dropped(c *http.Cookie) error {
 	prefix := func(p string) bool { return len(c.Name) >= len(p) && strings.EqualFold(c.Name[:len(p)], p) }
 	host := prefix("__Host-")
 	switch {

@@ -114,7 +114,7 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 // again locks and loads a session that the request has loaded before.
 func (l *LockingStore) again(r *http.Request, session *sessions.Session, st state) (*sessions.Session, error) {
 	c := &call{by: l, r: r, session: sessions.NewSession(l, session.Name())}
-	_, err := c.reload(session, st.id)
+	err := c.reload(session, st.id)
 	switch {
 	case err != nil:
 		return c.session, err // and the other stays what it is
@@ -238,7 +238,7 @@ func (l *LockingStore) overwrite(ctx context.Context, c *call, rec record) error
 	switch {
 	case rec.owner == "":
 	case db.single():
-		w.Prelude, w.Keys, w.Args = listPrelude, []any{db.index(rec.owner)}, []any{rec.id, db.listed(rec.ttl)}
+		w.Prelude, w.Keys, w.Args = listPrelude, []any{db.index(rec.owner)}, []any{rec.id, db.listedFor(rec.ttl)}
 	default:
 		if err := db.remember(ctx, rec, db.wait); err != nil {
 			return failed("save", err)
@@ -265,7 +265,7 @@ func (l *LockingStore) replace(ctx context.Context, c *call, rec record, old []s
 	}
 	if err := l.settle(ctx, c, w); err != nil {
 		if !db.single() {
-			_, _ = db.delete(ctx, rec.owner, rec.id) // if this fails, it expires
+			db.takeBack(ctx, rec)
 		}
 		return failed("renew", err)
 	}

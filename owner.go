@@ -269,7 +269,7 @@ func (s *Store) look(ctx context.Context, owner string, entries []entry) ([]find
 		case err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE"):
 			return nil, err
 		default:
-			if f := s.listed(e.id, data, err); f.err != nil || Owner(f.session) == owner {
+			if f := s.finding(e.id, data, err); f.err != nil || Owner(f.session) == owner {
 				found = append(found, f)
 			}
 		}
@@ -278,8 +278,8 @@ func (s *Store) look(ctx context.Context, owner string, entries []entry) ([]find
 	return found, nil
 }
 
-// listed makes a session of what an index led to.
-func (s *Store) listed(id string, data []byte, err error) finding {
+// finding makes a session of what an index led to.
+func (s *Store) finding(id string, data []byte, err error) finding {
 	session := sessions.NewSession(s, "")
 	session.ID, session.Options = id, s.options()
 	st := state{status: stored, id: id, store: s}
@@ -301,10 +301,10 @@ func (db records) index(owner string) string {
 	return db.prefix + "owner:" + hex.EncodeToString(sum[:])
 }
 
-// listed is for how many seconds the index lists a session that lives for ttl. With an
+// listedFor is for how many seconds the index lists a session that lives for ttl. With an
 // IdleTimeout every Get lets it live longer, and tells the index so; one that fails has the
 // next to do it.
-func (db records) listed(ttl time.Duration) int64 {
+func (db records) listedFor(ttl time.Duration) int64 {
 	if db.idle > 0 {
 		ttl = max(ttl, 2*db.idle)
 	}
@@ -313,7 +313,7 @@ func (db records) listed(ttl time.Duration) int64 {
 
 // remember notes a session in its owner's index, ahead of a write that may take for wait.
 func (db records) remember(ctx context.Context, rec record, wait time.Duration) error {
-	return db.scripts.Run(ctx, rememberScript, []any{db.index(rec.owner)}, rec.id, db.listed(rec.ttl), seconds(wait)).Err()
+	return db.scripts.Run(ctx, rememberScript, []any{db.index(rec.owner)}, rec.id, db.listedFor(rec.ttl), seconds(wait)).Err()
 }
 
 // confine lets a session live no longer than its owner's index lists it. Otherwise reads of

@@ -171,9 +171,14 @@ func (db records) create(ctx context.Context, rec record) error {
 		}
 	}
 	if err != nil && rec.owner != "" {
-		_, _ = db.delete(ctx, rec.owner, rec.id) // or the owner may have a session that nobody uses
+		db.takeBack(ctx, rec) // or the owner may have a session that nobody uses
 	}
 	return unsettle(failed("save", err))
+}
+
+// takeBack ends a record whose ID nobody knows yet. If this fails, it expires.
+func (db records) takeBack(ctx context.Context, rec record) {
+	_, _ = db.delete(ctx, rec.owner, rec.id)
 }
 
 // overwrite needs XX: a key that is gone was logged out or has expired, and must
@@ -209,7 +214,7 @@ func (db records) change(ctx context.Context, rec record, what string, cmd redis
 
 func (db records) runSave(ctx context.Context, s *script.Script, rec record, what string) error {
 	keys := []any{db.key(rec.id), db.index(rec.owner)}
-	found, err := db.scripts.Run(ctx, s, keys, rec.id, db.listed(rec.ttl), what, seconds(rec.ttl), rec.data).Bool()
+	found, err := db.scripts.Run(ctx, s, keys, rec.id, db.listedFor(rec.ttl), what, seconds(rec.ttl), rec.data).Bool()
 	if err == nil && !found {
 		return ErrGone
 	}
@@ -228,7 +233,7 @@ func (db records) replace(ctx context.Context, rec record, old []string) error {
 	}
 	ended, err := db.end(ctx, old[0], token)
 	if err != nil || !ended {
-		_, _ = db.delete(ctx, rec.owner, rec.id) // nobody knows this ID; if this fails, it expires
+		db.takeBack(ctx, rec)
 		if err == nil {
 			err = ErrGone
 		}
@@ -255,7 +260,7 @@ func (db records) move(rec record, old []string, token string) (keys, args []any
 		id, index = "", db.key(rec.id)
 	}
 	keys = []any{db.key(rec.id), index}
-	args = []any{id, db.listed(rec.ttl), seconds(rec.ttl), rec.data, token, seconds(renewed)}
+	args = []any{id, db.listedFor(rec.ttl), seconds(rec.ttl), rec.data, token, seconds(renewed)}
 	for _, id := range old {
 		keys = append(keys, db.key(id), db.mark(id))
 		args = append(args, id)

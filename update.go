@@ -86,8 +86,7 @@ func (u *update) load(l *LockingStore) error {
 	case before.status == ended:
 		return ErrGone
 	case before.status == stored:
-		var found bool
-		if found, err = u.reload(u.registered, before.id); err == nil && !found {
+		if err = u.reload(u.registered, before.id); err == nil && u.state.status != stored {
 			return ErrGone
 		}
 	default:

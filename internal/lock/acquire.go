@@ -112,7 +112,7 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		}
 		rest := time.Until(a.deadline)
 		if rest > 0 {
-			a.wait()
+			a.countWait()
 			if n.wait(ctx, rest, time.Duration(left)*time.Millisecond) {
 				continue
 			}
@@ -127,8 +127,8 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 	}
 }
 
-// wait counts that this attempt has to, once.
-func (a *attempt) wait() {
+// countWait counts that this attempt has to wait, once.
+func (a *attempt) countWait() {
 	if a.waits.IsZero() {
 		a.waits = time.Now()
 		a.locker.stats.waiting.Add(1)

@@ -47,7 +47,7 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	q.waiting = append(q.waiting, t)
 	l.mu.Unlock()
 
-	a.wait()
+	a.countWait()
 	timer := time.NewTimer(time.Until(a.deadline))
 	defer timer.Stop()
 	select {
