@@ -76,8 +76,8 @@ type LockingStore struct {
 	Wait time.Duration
 
 	// MaxWaiters is how many requests of this process may wait for one session, behind the
-	// one whose turn is next; 64. More are refused at once, so that one client cannot tie up all of the
-	// server's goroutines. Zero: no limit.
+	// one whose turn is next; 64. More are refused at once, so that one client cannot tie up
+	// all of the server's goroutines. Zero: no limit.
 	MaxWaiters int
 
 	once    sync.Once

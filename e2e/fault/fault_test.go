@@ -2,7 +2,7 @@
 // application's own servers fail: several processes change a few hundred sessions, all
 // that they see is recorded, and each session's history is checked.
 //
-//	go test ./fault                                 # two minutes: a fixed seed and a random one
+//	go test ./fault                                 # four minutes: a fixed seed and a random one
 //	go test ./fault -v -run UnderFault -seed 42     # as it was
 //	go test ./fault -v -run UnderFault -for 1h -timeout 2h
 package fault
