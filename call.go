@@ -206,13 +206,7 @@ func (c *call) prepare(do act) error {
 	if c.session.Options.MaxAge < 0 {
 		do = ending
 	}
-	if err := c.state.may(do, c.by); err != nil || do == ending {
-		return err
-	}
-	if id := c.session.ID; c.state.status == stored && id != c.state.id && id != "" {
-		return errors.New(`redistore: the session's ID was changed: leave it as it is, or set it to "" to have a new one made`)
-	}
-	return nil
+	return c.state.may(do, c.by, c.session.ID)
 }
 
 // save writes the session, under a new ID if it is to be renewed or has none.

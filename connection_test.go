@@ -97,11 +97,7 @@ const uncut = 1 << 40
 
 func (c *cutter) options(o *redis.Options) {
 	o.MaxRetries = -1
-	dial := redis.NewDialer(o)
-	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
-		return &cutConn{conn, c}, err
-	}
+	wrapConnections(o, func(conn net.Conn) net.Conn { return &cutConn{conn, c} })
 }
 
 type cutConn struct {
@@ -198,11 +194,7 @@ func (f *refusing) refuse(answer string, times int64) {
 
 func (f *refusing) options(o *redis.Options) {
 	o.MinRetryBackoff, o.MaxRetryBackoff = time.Microsecond, time.Millisecond
-	dial := redis.NewDialer(o)
-	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := dial(ctx, network, addr)
-		return &refusingConn{c, f, ""}, err
-	}
+	wrapConnections(o, func(c net.Conn) net.Conn { return &refusingConn{c, f, ""} })
 }
 
 type refusingConn struct {

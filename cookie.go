@@ -175,8 +175,8 @@ func (s *Store) cookie(session *sessions.Session) (*http.Cookie, error) {
 	return cookie, nil
 }
 
-// dropped says why browsers would drop a cookie, if they would: RFC 6265bis, sections 4.1.3 (prefixes) and
-// 5.7 (SameSite=None), and RFC 6265, section 6.1 (size).
+// dropped says why browsers would drop a cookie, if they would: RFC 6265bis, sections 4.1.3
+// (prefixes) and 5.7 (SameSite=None), and RFC 6265, section 6.1 (size).
 func dropped(c *http.Cookie) error {
 	prefix := func(p string) bool { return len(c.Name) >= len(p) && strings.EqualFold(c.Name[:len(p)], p) }
 	host := prefix("__Host-")

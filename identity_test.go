@@ -174,25 +174,26 @@ func TestNoSessionIsAnError(t *testing.T) {
 func TestPingSeesPastWhatIsMissing(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		client := srv.client(t)
-		client.AddHook(answers(func(cmds []redis.Cmder) error {
+		client.AddHook(answers{change: func(cmds []redis.Cmder) error {
 			cmds[3].SetErr(redis.Nil)
 			cmds[5].SetErr(errors.New("NOPERM this user has no permissions"))
 			return redis.Nil
-		}))
+		}})
 		wantText(t, New(client, hashKey).Ping(t.Context()), "lacks a right")
 	})
 }
 
 // answers changes what pipelines are answered.
-type answers func(cmds []redis.Cmder) error
+type answers struct {
+	hook
+	change func(cmds []redis.Cmder) error
+}
 
-func (answers) DialHook(next redis.DialHook) redis.DialHook          { return next }
-func (answers) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 func (a answers) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		if err := next(ctx, cmds); len(cmds) < 6 {
 			return err
 		}
-		return a(cmds)
+		return a.change(cmds)
 	}
 }

@@ -102,7 +102,7 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 	}
 	st := stateOf(session)
 	switch {
-	case st.may(ending, l) != nil:
+	case st.elsewhere(l):
 		return apart(l, r, session)
 	case st.status == stored && st.held == nil: // loaded without the lock, or saved
 		session, failed := l.again(r, session, st)

@@ -19,9 +19,9 @@
 // # What an error means
 //
 // Get returns a usable session (nil only for a name that no cookie can have), and an error
-// beside it when something was wrong. If errors.Is(err, ErrNotLoaded), Redis or the stored value could
-// not be read: the session is empty although the user may well have one, so
-// answer 503 rather than showing a logged-out page. Any other error is about a
+// beside it when something was wrong. If errors.Is(err, ErrNotLoaded), Redis or the
+// stored value could not be read: the session is empty although the user may well have
+// one, so answer 503 rather than showing a logged-out page. Any other error is about a
 // cookie that proves nothing (tampered with, signed with a key that is no longer
 // configured), and the new session can be used as it is, or about the store's
 // configuration, which [Store.Ping] reports too: call it when the program starts.
@@ -197,7 +197,7 @@ func (s *Store) MaxAge(age int) {
 // see the package's documentation.
 func (s *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(s, name)
-	if session != nil && stateOf(session).may(ending, s) != nil {
+	if session != nil && stateOf(session).elsewhere(s) {
 		return apart(s, r, session)
 	}
 	return session, err
@@ -247,9 +247,8 @@ func (s *Store) Renew(r *http.Request, w http.ResponseWriter, session *sessions.
 
 // Touch lets the session live for its MaxAge from now, in the browser, and in Redis for that
 // or for IdleTimeout, if that is shorter. It does not send the values: for handlers that only
-// read. A session that Redis does not
-// have, or that was never saved, is ErrGone; one that Get could not load is
-// ErrNotLoaded. With MaxAge < 0 it ends the session, as Save does.
+// read. A session that Redis does not have, or that was never saved, is ErrGone; one that Get
+// could not load is ErrNotLoaded. With MaxAge < 0 it ends the session, as Save does.
 func (s *Store) Touch(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
 	return s.call(r, w, session).touch()
 }

@@ -288,10 +288,15 @@ type lossy struct{ replies atomic.Int64 } // how many to lose
 
 func (l *lossy) options(o *redis.Options) {
 	o.MinRetryBackoff, o.MaxRetryBackoff = time.Microsecond, time.Millisecond
+	wrapConnections(o, func(c net.Conn) net.Conn { return &lossyConn{c, l} })
+}
+
+// wrapConnections has a client use connections that behave in another way.
+func wrapConnections(o *redis.Options, wrap func(net.Conn) net.Conn) {
 	dial := redis.NewDialer(o)
 	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dial(ctx, network, addr)
-		return &lossyConn{c, l}, err
+		return wrap(c), err
 	}
 }
 

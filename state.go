@@ -77,11 +77,18 @@ const (
 	ending
 )
 
-// may answers whether a store may do this to a session: the whole table is here.
-func (st state) may(do act, by backend) error {
-	store, lock := by.parts()
+// elsewhere tells whether the session is another store's.
+func (st state) elsewhere(by backend) bool {
+	store, _ := by.parts()
+	return st.store != nil && st.store != store
+}
+
+// may answers whether a store may do this to a session that now has this ID: the whole table
+// is here.
+func (st state) may(do act, by backend, id string) error {
+	_, lock := by.parts()
 	switch {
-	case st.store != nil && st.store != store:
+	case st.elsewhere(by):
 		return errOtherStore
 	case do == ending:
 		return nil // whoever logs out has said all that matters
@@ -89,15 +96,17 @@ func (st state) may(do act, by backend) error {
 		return ErrNotLoaded
 	case st.status == ended:
 		return ErrGone
-	case do == touching:
-		if st.status != stored {
-			return ErrGone // Redis has nothing to extend
-		}
-		return nil
-	case lock != nil && st.status == stored && st.seen == nil:
+	case do == touching && st.status != stored:
+		return ErrGone // Redis has nothing to extend
+	case do != touching && lock != nil && st.status == stored && st.seen == nil:
 		return ErrConflict // not loaded through the lock: nothing shows that it is current
+	case st.status == stored && id != st.id && id != "":
+		return errChangedID
 	}
 	return nil
 }
 
-var errOtherStore = errors.New("redistore: the session was loaded by another store: save it with that one, or give the stores' sessions different names")
+var (
+	errOtherStore = errors.New("redistore: the session was loaded by another store: save it with that one, or give the stores' sessions different names")
+	errChangedID  = errors.New(`redistore: the session's ID was changed: leave it as it is, or set it to "" to have a new one made`)
+)

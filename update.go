@@ -80,7 +80,7 @@ func (u *update) load(l *LockingStore) error {
 		before = stateOf(u.registered)
 	}
 	switch {
-	case before.may(ending, l) != nil:
+	case before.elsewhere(l):
 		_, err := apart(l, u.r, u.registered)
 		return err
 	case before.status == ended:

@@ -82,9 +82,7 @@ var stores = []struct {
 
 func (b *bench) readsChart() chart {
 	c := chart{title: "Throughput of reads: sessions of 5 fields", x: "concurrent requests", y: "requests per second"}
-	for _, n := range atOnce {
-		c.ticks = append(c.ticks, plot.Tick{Value: float64(n), Label: fmt.Sprint(n)})
-	}
+	c.counts(atOnce)
 	for _, s := range stores {
 		c.line(s.name, s.style, func(n float64) (float64, bool) {
 			r := b.find(read, sizes[0], int(n), s.name)
@@ -92,6 +90,12 @@ func (b *bench) readsChart() chart {
 		})
 	}
 	return c
+}
+
+func (c *chart) counts(all []int) {
+	for _, n := range all {
+		c.ticks = append(c.ticks, plot.Tick{Value: float64(n), Label: fmt.Sprint(n)})
+	}
 }
 
 // bytesOf is where a size stands on an axis: 5 fields are about 128 bytes, and 0 has no place
@@ -139,9 +143,7 @@ func (b *bench) orderOf(store string, processes int, hold time.Duration) (orderR
 func (b *bench) waitsChart() chart {
 	hold := orderHolds[len(orderHolds)/2]
 	c := chart{title: fmt.Sprintf("Longest wait: processes that want one session, sections of %v", hold), x: "processes", y: "ms", steep: true}
-	for _, n := range orderProcesses {
-		c.ticks = append(c.ticks, plot.Tick{Value: float64(n), Label: fmt.Sprint(n)})
-	}
+	c.counts(orderProcesses)
 	for _, l := range lockStyles {
 		c.line(l.name, l.style, func(n float64) (float64, bool) {
 			r, found := b.orderOf(l.name, int(n), hold)
@@ -173,24 +175,17 @@ func (b *bench) scriptsChart() chart {
 func (b *bench) cpuChart() chart {
 	c := chart{title: "CPU time of Redis for a read and a save", x: "what the session holds beside 5 fields", y: "µs", steep: true}
 	at := c.sizes(largeSizes)
-	row := func(n float64) (largeRow, bool) {
-		i := slices.IndexFunc(b.larger, func(r largeRow) bool { return r.size == at(n) })
-		if i < 0 {
-			return largeRow{}, false
-		}
-		return b.larger[i], true
-	}
 	for _, l := range []struct {
 		name  string
 		style style
 		of    func(largeRow) []float64
 	}{{"GET and SET XX", gray, func(r largeRow) []float64 { return r.plain }}, {locking, orange, func(r largeRow) []float64 { return r.locked }}} {
 		c.line(l.name, l.style, func(n float64) (float64, bool) {
-			r, found := row(n)
-			if !found {
+			i := slices.IndexFunc(b.larger, func(r largeRow) bool { return r.size == at(n) })
+			if i < 0 {
 				return 0, false
 			}
-			return us(time.Duration(median(l.of(r)))), true
+			return us(time.Duration(median(l.of(b.larger[i])))), true
 		})
 	}
 	return c

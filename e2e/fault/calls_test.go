@@ -72,6 +72,9 @@ func (c *caller) rivalCall(b browser, n int) {
 	}
 }
 
+// work is what a handler does between two calls.
+func (c *caller) work(most time.Duration) { time.Sleep(time.Duration(c.rng.Int64N(int64(most)))) }
+
 // save is a handler's. Some repeat what has failed for reasons that they do not know, and
 // some have another request at hand, or none.
 func (c *caller) save(v request, save saveFunc) error {
@@ -104,7 +107,7 @@ func (c *caller) increment(b browser) *op {
 
 func (c *caller) addOne(v request) error {
 	if c.rng.IntN(8) == 0 {
-		time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
+		c.work(2 * time.Millisecond)
 	}
 	v.s.Values["n"] = v.Value + 1
 	return c.save(v, own)
@@ -240,12 +243,12 @@ func (c *caller) page(like browser) {
 			if i == 0 { // it was sent before the login was answered, and comes after it
 				<-loggedIn
 			} else {
-				time.Sleep(time.Duration(c.rng.Int64N(int64(3 * time.Millisecond))))
+				c.work(3 * time.Millisecond)
 			}
 			add(request(b))
 		})
 	}
-	time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
+	c.work(2 * time.Millisecond)
 	var login *op
 	if visited {
 		login = c.renewed(b, user)

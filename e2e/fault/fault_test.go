@@ -309,10 +309,7 @@ func (x *trial) collect() {
 		if text, err := os.ReadFile(m.log + ".stats"); err == nil { // it was not killed
 			must(x.t, json.Unmarshal(text, &s))
 		}
-		x.stats.Waits += s.Waits
-		x.stats.Conflicts += s.Conflicts
-		x.stats.Lapsed += s.Lapsed
-		x.stats.Unwoken += s.Unwoken
+		addStats(&x.stats, s)
 	}
 }
 
@@ -492,16 +489,21 @@ func (r *row) add(x *trial) {
 	r.v.oldestLost = max(r.v.oldestLost, v.oldestLost)
 	r.v.longestCall = max(r.v.longestCall, v.longestCall)
 	r.v.longestOutage = max(r.v.longestOutage, v.longestOutage)
-	r.stats.Waits += x.stats.Waits
-	r.stats.Conflicts += x.stats.Conflicts
-	r.stats.Lapsed += x.stats.Lapsed
-	r.stats.Unwoken += x.stats.Unwoken
+	addStats(&r.stats, x.stats)
 	if r.faults == nil {
 		r.faults = map[string]int{}
 	}
 	for name, n := range x.faults {
 		r.faults[name] += n
 	}
+}
+
+// addStats adds up what is published of the lock's counters.
+func addStats(sum *redistore.LockStats, s redistore.LockStats) {
+	sum.Waits += s.Waits
+	sum.Conflicts += s.Conflicts
+	sum.Lapsed += s.Lapsed
+	sum.Unwoken += s.Unwoken
 }
 
 // publish prints the table, and writes it where .ci/run looks for it.
@@ -514,10 +516,7 @@ func publish(t *testing.T, rows map[string]*row) {
 	var stats redistore.LockStats
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
 		r := rows[name]
-		stats.Waits += r.stats.Waits
-		stats.Conflicts += r.stats.Conflicts
-		stats.Lapsed += r.stats.Lapsed
-		stats.Unwoken += r.stats.Unwoken
+		addStats(&stats, r.stats)
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %.1f s |\n", name, r.v.calls, r.v.failed, r.v.sessions, r.v.ended,
 			r.v.increments, r.v.lost, r.v.doubled, r.v.resurrected, r.v.logins, r.v.lostLogins, r.v.longestOutage.Seconds())
 		for name, n := range r.faults {

@@ -452,9 +452,7 @@ func (v *verdict) limits(h *history, all []*session) {
 		}
 		alive := 0
 		for _, s := range all {
-			if s.created.Owner == o.Owner && s.created.End < o.Start && slices.ContainsFunc(s.ops, func(later *op) bool {
-				return later.Start > o.End && later.Do != "logout" && (later.Out == done || later.Value != unseen && !later.Blind)
-			}) {
+			if s.created.Owner == o.Owner && s.created.End < o.Start && s.seenAfter(o) {
 				alive++
 			}
 		}
@@ -464,15 +462,20 @@ func (v *verdict) limits(h *history, all []*session) {
 	}
 }
 
+// seenAfter tells whether the session was found alive by a call that began after this one.
+func (s *session) seenAfter(before *op) bool {
+	return slices.ContainsFunc(s.ops, func(o *op) bool {
+		return o.Start > before.End && o.Do != "logout" && (o.Out == done || o.Value != unseen && !o.Blind)
+	})
+}
+
 // count finds what was lost, done twice or brought back, with plain arithmetic: it
 // also counts what a failover may explain.
 func (v *verdict) count(h *history, s *session) {
 	if len(s.ends) > 0 {
 		v.ended++
 		first := slices.MinFunc(s.ends, func(a, b *op) int { return cmp.Compare(a.End, b.End) })
-		if slices.ContainsFunc(s.ops, func(o *op) bool {
-			return o.Start > first.End && o.Do != "logout" && (o.Out == done || o.Value != unseen && !o.Blind)
-		}) {
+		if s.seenAfter(first) {
 			v.resurrected++
 		}
 	}

@@ -119,9 +119,9 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		}
 		if locked {
 			a.locker.stats.refused.Add(1)
-		}
-		if locked && a.locker.last(a.Key) {
-			go a.locker.unlock(ctx, keysOf(a.Key), "", true)
+			if a.locker.last(a.Key) {
+				go a.locker.unlock(ctx, keysOf(a.Key), "", true)
+			}
 		}
 		return nil, ended(ctx, err)
 	}
