@@ -60,7 +60,7 @@ func (w *waker) add(key string) chan struct{} {
 		w.idle = nil
 	}
 	if w.sub == nil && w.canSubscribe() && time.Since(w.refused) > retry {
-		w.sub = w.client.Subscribe(context.Background(), w.channel)
+		w.sub = w.client.Subscribe(context.Background()) // no channel: it does not connect yet
 		go w.listen(w.sub)
 	}
 	return woken
@@ -107,7 +107,7 @@ func (w *waker) rest() {
 // drop closes a subscription, if it is still the one.
 func (w *waker) drop(sub *redis.PubSub) {
 	if sub != nil && w.sub == sub {
-		_ = sub.Close()
+		go sub.Close() // which waits while it connects
 		w.sub, w.heard, w.idle = nil, false, nil
 	}
 }
@@ -122,8 +122,12 @@ func (w *waker) distrust() {
 
 // listen wakes whom the channel names, until the subscription ends.
 func (w *waker) listen(sub *redis.PubSub) {
+	err := sub.Subscribe(context.Background(), w.channel) // connects, for which nobody else is to wait
 	for {
-		message, err := sub.Receive(context.Background())
+		var message any
+		if err == nil {
+			message, err = sub.Receive(context.Background())
+		}
 		w.mu.Lock()
 		if w.sub != sub {
 			w.mu.Unlock()

@@ -1,0 +1,65 @@
+package lock
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// TestSubscribingHoldsNobodyUp has new connections hang, of which the subscription is one.
+func TestSubscribingHoldsNobodyUp(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	s.set(t, "free", "0")
+	var hang atomic.Bool
+	l, _ := s.process(t, func(o *redis.Options) {
+		o.MinIdleConns = 0
+		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if hang.Load() {
+				time.Sleep(5 * time.Second) // DialTimeout
+				return nil, io.ErrUnexpectedEOF
+			}
+			var d net.Dialer
+			return d.DialContext(ctx, network, addr)
+		}
+	})
+	for range 3 { // warm
+		change(t, l, "free", "0")
+	}
+	holder, _ := s.process(t)
+	lease, _ := acquire(t, holder, "k")
+	var warm sync.WaitGroup
+	for range 4 {
+		warm.Go(func() { l.Scripts.Client.Do(t.Context(), "blpop", "nothing", "0.2") })
+	}
+	warm.Wait()
+	hang.Store(true)
+	defer hang.Store(false)
+	var all sync.WaitGroup
+	all.Go(func() {
+		lease, _, err := l.Acquire(t.Context(), want("k"))
+		if err != nil {
+			t.Error(err)
+		}
+		lease.Release()
+	})
+	time.Sleep(100 * time.Millisecond)
+	begin := time.Now()
+	free, _ := acquire(t, l, "free")
+	free.Release()
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("a lock that nobody holds took %v", took)
+	}
+	begin = time.Now()
+	lease.Release()
+	all.Wait()
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("a lock that was released took %v", took)
+	}
+}
