@@ -63,3 +63,25 @@ func TestSubscribingHoldsNobodyUp(t *testing.T) {
 		t.Errorf("a lock that was released took %v", took)
 	}
 }
+
+// TestALockThatRanOutIsNoMissedWakeUp has the first in the queue find it by itself.
+func TestALockThatRanOutIsNoMissedWakeUp(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	l, _ := s.process(t)
+	holder, _ := s.process(t)
+	lease, _ := acquire(t, holder, "k")
+	done := make(chan struct{})
+	go func() { defer close(done); change(t, l, "k", "1") }()
+	eventually(t, "it has subscribed", func() bool { return subscribed(l) })
+	lease.Release()
+	<-done
+	equal(t, "unwoken", l.Stats().Unwoken, 0)
+	w := want("k")
+	w.TTL = 300 * time.Millisecond
+	_, _, err := holder.Acquire(t.Context(), w)
+	must(t, err)
+	change(t, l, "k", "2")
+	equal(t, "unwoken", l.Stats().Unwoken, 0)
+	equal(t, "subscribed", subscribed(l), true)
+}

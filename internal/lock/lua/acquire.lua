@@ -7,6 +7,7 @@
 -- lock was reserved for this process. Or nil: there is no such session. Or a number: for how
 -- many ms the lock is taken. A repeat finds its own token in the lock.
 local holder = redis.call("GET", KEYS[2])
+local reserved = holder == ARGV[2]
 if not holder then holder = handover(KEYS[2], KEYS[4], KEYS[1], ARGV[4]) end -- the last holder never released it
 if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
 	if redis.call("EXISTS", KEYS[1]) == 0 then return false end
@@ -26,5 +27,5 @@ if not version then
 	version = ARGV[1]
 	redis.call("SET", KEYS[3], version, "EX", ARGV[6])
 end
-if holder == ARGV[2] then return {value, version, 1} end
+if reserved then return {value, version, 1} end
 return {value, version}
