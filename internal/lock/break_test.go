@@ -85,3 +85,26 @@ func TestALockThatRanOutIsNoMissedWakeUp(t *testing.T) {
 	equal(t, "unwoken", l.Stats().Unwoken, 0)
 	equal(t, "subscribed", subscribed(l), true)
 }
+
+// TestAReaderIsNoWriter has the version run out, and then somebody lock the key and leave
+// it as it is.
+func TestAReaderIsNoWriter(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		l, _ := s.process(t)
+		other, _ := s.process(t)
+		s.set(t, "k", "0")
+		for _, seen := range []*Version{nil, Created([]byte("0"))} {
+			if seen == nil {
+				lease, v := acquire(t, l, "k")
+				lease.Release()
+				seen = v.Version
+				must(t, s.admin.Del(t.Context(), Keys("k")...).Err())
+			}
+			lease, _ := acquire(t, other, "k")
+			lease.Release()
+			_, err := write(l, "k", nil, seen, "0")
+			must(t, err)
+			must(t, s.admin.Del(t.Context(), Keys("k")...).Err())
+		}
+	})
+}

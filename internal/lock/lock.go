@@ -5,7 +5,7 @@
 // Beside a key K it keeps, in the same Cluster slot:
 //
 //	{K}:lock     the holder's token, for TTL; or a process that has the next turn, for 200 ms
-//	{K}:version  the token of the last write, for TTL, Wait and a minute
+//	{K}:version  the token of the last write, for TTL, Wait and a minute; then, with a "?", of who locked first
 //	{K}:queue    the processes that wait, each by its channel; a little longer than they take to ask again
 //	{K}:TOKEN    a large value that is about to be written
 package lock

@@ -24,7 +24,7 @@ redis.call("SET", KEYS[2], ARGV[1], "PX", ARGV[5])
 if ARGV[7] ~= "0" then redis.call("EXPIRE", KEYS[1], ARGV[7]) end
 local version = redis.call("GETEX", KEYS[3], "EX", ARGV[6])
 if not version then
-	version = ARGV[1]
+	version = ARGV[1] .. "?" -- nobody has written since it ran out
 	redis.call("SET", KEYS[3], version, "EX", ARGV[6])
 end
 if reserved then return {value, version, 1} end

@@ -30,6 +30,7 @@ end
 
 local version = redis.call("GET", KEYS[3])
 if version == ARGV[5] then return finish("done") end
+if version and string.sub(version, -1) == "?" and not seen(version, first) then version = false end
 if version and not seen(version, first) then
 	return finish(redis.call("EXISTS", KEYS[1]) == 1 and "conflict" or "gone")
 end
