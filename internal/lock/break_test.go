@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -107,4 +108,30 @@ func TestAReaderIsNoWriter(t *testing.T) {
 			must(t, s.admin.Del(t.Context(), Keys("k")...).Err())
 		}
 	})
+}
+
+// TestAPlaceIsNotShortened has a process that asks seldom wait behind one that asks often.
+func TestAPlaceIsNotShortened(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	many, _ := s.process(t)
+	few, _ := s.process(t)
+	for i := range 5000 {
+		many.waker.add("other" + strings.Repeat("x", i%7) + string(rune('a'+i%26)) + time.Duration(i).String())
+	}
+	holder, _ := s.process(t)
+	lease, _ := acquire(t, holder, "k")
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	for _, l := range []*Locker{many, few} {
+		go l.Acquire(ctx, want("k"))
+		eventually(t, "it has subscribed", func() bool { return subscribed(l) })
+		time.Sleep(50 * time.Millisecond)
+	}
+	queue := Beside("k", ":queue")
+	equal(t, "length", s.admin.LLen(t.Context(), queue).Val(), 2)
+	if left := s.admin.PTTL(t.Context(), queue).Val(); left < 20*time.Second {
+		t.Errorf("the queue lives for %v", left)
+	}
+	lease.Release()
 }

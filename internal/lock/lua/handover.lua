@@ -10,12 +10,12 @@ local function handover(lock, queue, session, reserve)
 end
 
 -- taken says for how long the lock is taken, in milliseconds, and, if the process is to
--- wait, notes it in the queue, once. The queue lives a little longer than it takes a
--- process to ask again.
+-- wait, notes it in the queue, once. The queue lives a little longer than it takes
+-- the process to ask again that asks least often.
 local function taken(lock, queue, process, wait)
 	if wait ~= "0" then
 		if not redis.call("LPOS", queue, process) then redis.call("RPUSH", queue, process) end
-		redis.call("PEXPIRE", queue, wait)
+		if redis.call("PTTL", queue) < tonumber(wait) then redis.call("PEXPIRE", queue, wait) end
 	end
 	return redis.call("PTTL", lock)
 end
