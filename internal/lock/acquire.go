@@ -74,7 +74,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 	version, _ := parts[1].(string)
 	text, ok := parts[0].(string)
 	if !ok {
-		if text, err = l.get(ctx, a.Key); err != nil {
+		if text, err = a.get(ctx); err != nil {
 			go lease.release()
 			return v, false, err
 		}

@@ -14,21 +14,28 @@ const large = 16 << 10
 
 // get reads a large value, by a command that no client answers from its cache. If it was
 // changed since it was locked, Version is older, and a Write finds a conflict.
-func (l *Locker) get(ctx context.Context, key string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	cmd := redis.NewStringCmd(ctx, "getex", key)
-	_ = l.Scripts.Client.Process(ctx, cmd)
-	return cmd.Result()
+func (a *attempt) get(ctx context.Context) (string, error) {
+	value, err := a.ask(ctx, func(int64) (any, error) {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		cmd := redis.NewStringCmd(ctx, "getex", a.Key)
+		_ = a.locker.Scripts.Client.Process(ctx, cmd)
+		return cmd.Val(), cmd.Err()
+	})
+	text, _ := value.(string)
+	return text, err
 }
 
 // stage puts a large value where the script finds it.
-func (l *Locker) stage(ctx context.Context, key string, data []byte, life time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	cmd := redis.NewStatusCmd(ctx, "set", key, data, "ex", seconds(life))
-	_ = l.Scripts.Client.Process(ctx, cmd)
-	return cmd.Err()
+func (a *attempt) stage(ctx context.Context, key string, data []byte, life time.Duration) error {
+	_, err := a.ask(ctx, func(int64) (any, error) {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		cmd := redis.NewStatusCmd(ctx, "set", key, data, "ex", seconds(life))
+		_ = a.locker.Scripts.Client.Process(ctx, cmd)
+		return nil, cmd.Err()
+	})
+	return err
 }
 
 // unstage drops what was not written. If that fails, it expires.

@@ -140,7 +140,7 @@ func (a *attempt) send(ctx context.Context, w Write, holder *Lease, token string
 	fifth, data := cmp.Or(w.Mark, w.Key), w.Data
 	if len(data) > a.locker.large {
 		fifth, data = Beside(w.Key, ":"+token), nil
-		if err := a.locker.stage(ctx, fifth, w.Data, a.life()); err != nil {
+		if err := a.stage(ctx, fifth, w.Data, a.life()); err != nil {
 			return nil, nil, err
 		}
 		defer func() {
