@@ -161,3 +161,37 @@ type busyError string
 
 func (e busyError) Error() string { return string(e) }
 func (busyError) RedisError()     {}
+
+// TestWithoutTheRightToPublish order holds, and nobody waits for long.
+func TestWithoutTheRightToPublish(t *testing.T) {
+	s := realSite(t)
+	must(t, s.admin.Do(t.Context(), "ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", "-publish").Err())
+	as := func(o *redis.Options) { o.Username, o.Password = "app", "any" }
+	s.set(t, "k", "0")
+	first, _ := s.process(t, as)
+	lease, v := acquire(t, first, "k")
+	const n = 6
+	order := make(chan int, n)
+	var all sync.WaitGroup
+	for i := range n {
+		l, _ := s.process(t, as)
+		all.Go(func() {
+			lease, v := acquire(t, l, "k")
+			order <- i
+			_, err := write(l, "k", lease, v.Version, "x")
+			must(t, err)
+		})
+		eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == int64(i+1) })
+	}
+	time.Sleep(2 * time.Second) // by then they ask seldom
+	begin := time.Now()
+	_, err := write(first, "k", lease, v.Version, "1")
+	must(t, err)
+	for i := range n {
+		equal(t, "served", <-order, i)
+	}
+	all.Wait()
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("%v for %d empty sections", took, n)
+	}
+}

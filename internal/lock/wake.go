@@ -37,7 +37,7 @@ type waker struct {
 	waiting map[string][]chan struct{} // by key
 	early   map[string]time.Time       // wake-ups that came before the answer that one has to wait
 	sub     *redis.PubSub              // nil: none
-	heard   bool                       // Redis has confirmed it
+	heard   bool                       // a message has come on it
 	refused time.Time
 	idle    *time.Timer // ends sub; nil: somebody waits, or there is none
 }
@@ -135,9 +135,14 @@ func (w *waker) listen(sub *redis.PubSub) {
 		}
 		switch m := message.(type) {
 		case *redis.Subscription:
-			w.heard = true
+			w.mu.Unlock()
+			err = w.client.Publish(context.Background(), w.channel, "").Err() // which an ACL may forbid alone
+			w.mu.Lock()
 		case *redis.Message:
-			w.wake(m.Payload)
+			w.heard = w.sub == sub
+			if m.Payload != "" {
+				w.wake(m.Payload)
+			}
 		}
 		if err != nil {
 			w.drop(sub)
