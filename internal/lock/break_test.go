@@ -195,3 +195,25 @@ func TestWithoutTheRightToPublish(t *testing.T) {
 		t.Errorf("%v for %d empty sections", took, n)
 	}
 }
+
+// TestACopyThatEndsLeavesTheOthersTheirLock, which they share.
+func TestACopyThatEndsLeavesTheOthersTheirLock(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	l, _ := s.process(t)
+	other, _ := s.process(t)
+	w := want("k")
+	w.Owner, w.Same = "ann", func(holder, owner any) bool { return holder == owner }
+	lease, _, err := l.Acquire(t.Context(), w)
+	must(t, err)
+	ctx, end := context.WithCancel(t.Context())
+	_, _, err = l.Acquire(ctx, w)
+	must(t, err)
+	end()
+	time.Sleep(100 * time.Millisecond)
+	w2 := want("k")
+	w2.Wait = 0
+	_, _, err = other.Acquire(t.Context(), w2)
+	wantErr(t, err, ErrLocked)
+	lease.Release()
+}

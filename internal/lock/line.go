@@ -133,34 +133,60 @@ type Lease struct {
 	mu     sync.Mutex
 	over   bool        // nobody may share it any more
 	passed bool        // the next has the turn
-	stop   func() bool // stops the release at the end of the context
 	timer  *time.Timer // when Redis takes it back
+
+	// The contexts of those who share it, each with what stops the release at its end.
+	ends map[<-chan struct{}]func() bool
 }
 
-// arm has the lease end with ctx or after ttl. It returns false if it has ended already.
+// arm has the lease end after ttl, or with ctx and those of whom else shares it. It returns
+// false if it has ended already.
 func (l *Lease) arm(ctx context.Context, ttl time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.over {
 		return false
 	}
-	l.disarm()
+	if l.timer != nil {
+		l.timer.Stop()
+	}
 	l.timer = time.AfterFunc(max(0, ttl), func() {
 		l.locker.stats.lapsed.Add(1)
 		l.end()
 	})
 	// net/http cancels the context when the handler has returned, whichever way.
-	l.stop = context.AfterFunc(ctx, l.release)
+	done := ctx.Done()
+	if l.ends == nil {
+		l.ends = map[<-chan struct{}]func() bool{}
+	}
+	if l.ends[done] == nil {
+		l.ends[done] = context.AfterFunc(ctx, func() {
+			if l.unused(done) {
+				l.release()
+			}
+		})
+	}
 	return true
 }
 
-// disarm also forgets the context, which may lead to whoever keeps the lease.
+// unused tells whether the context that has ended was the last one.
+func (l *Lease) unused(done <-chan struct{}) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, shared := l.ends[done]
+	delete(l.ends, done)
+	return shared && len(l.ends) == 0
+}
+
+// disarm also forgets the contexts, which may lead to whoever keeps the lease.
 func (l *Lease) disarm() {
 	if l.timer != nil {
 		l.timer.Stop()
-		l.stop()
 	}
-	l.timer, l.stop = nil, nil
+	for _, stop := range l.ends {
+		stop()
+	}
+	l.timer, l.ends = nil, nil
 }
 
 // close says that the lease is about to end, which is the caller's to see to. It returns
