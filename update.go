@@ -25,9 +25,10 @@ import (
 // session has ended meanwhile, Update is [ErrGone] and does not call fn. Where there is no
 // session, fn gets a new one: IsNew tells.
 //
-// Goroutines of one request that call Update follow one another. Within fn, Update of the
-// same session calls its fn on the same session and leaves saving to the outer one. Only
-// fn's own goroutine may do that: another one waits for the outer Update to end.
+// Goroutines of one request that call Update, of one session or of several, follow one
+// another. Within fn, Update of the same session calls its fn on the same session and leaves
+// saving to the outer one. Only fn's own goroutine may do that: another one waits for the
+// outer Update to end.
 //
 // When a handler has returned, net/http cancels its request's context, and Update is
 // [ErrLocked]. A handler that hijacks the connection and returns calls Update with
@@ -40,8 +41,8 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 	if err != nil {
 		return err
 	}
-	if u.nested {
-		return fn(u.turn.session)
+	if u.outer != nil {
+		return fn(u.outer)
 	}
 	defer u.leave() // fn may panic, and so may a Serializer
 	if err := u.load(l); err != nil {
@@ -61,19 +62,20 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 type update struct {
 	call                         // on a session of its own
 	registered *sessions.Session // the request's; nil: it has none
+	name       string
 	turn       *turn
-	nested     bool // it is called by another one's fn
+	within     bool              // it is called by another one's fn
+	outer      *sessions.Session // that one's, if it is the same session
 }
 
 // load locks and loads the session: the one that the request has loaded or saved before, if
 // there is one.
 func (u *update) load(l *LockingStore) error {
-	name := u.turn.key.name
 	var err error
-	if u.registered, err = registered(l, u.r, name); u.registered == nil && err != nil {
+	if u.registered, err = registered(l, u.r, u.name); u.registered == nil && err != nil {
 		return err // not a cookie name
 	}
-	u.session = sessions.NewSession(l, name)
+	u.session = sessions.NewSession(l, u.name)
 	u.by, u.alone = l, true
 	before := state{}
 	if u.registered != nil {
@@ -92,7 +94,7 @@ func (u *update) load(l *LockingStore) error {
 	default:
 		err = u.open()
 	}
-	u.turn.session = u.session
+	u.turn.sessions[u.name] = u.session
 	switch {
 	case errors.Is(err, ErrNotLoaded):
 		return err
@@ -111,7 +113,10 @@ func (u *update) leave() {
 		}
 		u.state.held.Release()
 	}
-	u.turn.pass()
+	delete(u.turn.sessions, u.name)
+	if !u.within {
+		u.turn.pass()
+	}
 }
 
 // adopt makes the request's session what Update has saved.
@@ -150,45 +155,42 @@ func (peeking) New(*http.Request, string) (*sessions.Session, error) { panic(abs
 // absent says that the request has no such session.
 type absent struct{}
 
-// updates are those that run now. Those of one request's session have turns.
+// updates are those that run now. Those of one request have turns: of several sessions too,
+// for they share gorilla's registry, a map, and the response's header.
 type updates struct {
 	mu    sync.Mutex
-	turns map[turnKey]*turn
+	turns map[*sessions.Registry]*turn // by the request's
 }
 
-type turnKey struct {
-	registry *sessions.Registry // the request's
-	name     string
-}
-
-// A turn is held by one Update at a time.
+// A turn is held by one goroutine at a time.
 type turn struct {
 	of        *updates
-	key       turnKey
-	users     int           // who hold it or wait for it
-	free      chan struct{} // has one element while nobody holds it
-	goroutine string        // who holds it
-	session   *sessions.Session
+	registry  *sessions.Registry
+	users     int                          // who hold it or wait for it
+	free      chan struct{}                // has one element while nobody holds it
+	goroutine string                       // who holds it
+	sessions  map[string]*sessions.Session // that goroutine's, by name
 }
 
-// enter waits until no other goroutine's Update works on the request's session. Its update
-// has a copy of the request, as another goroutine may put gorilla's registry into r.
+// enter waits until no other goroutine's Update works for the request. Its update has a
+// copy of the request, as another goroutine may put gorilla's registry into r.
 func (all *updates) enter(r *http.Request, name string, patience time.Duration) (*update, error) {
 	all.mu.Lock()
-	key := turnKey{sessions.GetRegistry(r), name}
-	u := &update{call: call{r: r.WithContext(r.Context())}}
-	t := all.turns[key]
+	registry := sessions.GetRegistry(r)
+	u := &update{call: call{r: r.WithContext(r.Context())}, name: name}
+	t := all.turns[registry]
 	if t == nil {
-		t = &turn{of: all, key: key, free: make(chan struct{}, 1)}
+		t = &turn{of: all, registry: registry, free: make(chan struct{}, 1), sessions: map[string]*sessions.Session{}}
 		t.free <- struct{}{}
 		if all.turns == nil {
-			all.turns = map[turnKey]*turn{}
+			all.turns = map[*sessions.Registry]*turn{}
 		}
-		all.turns[key] = t
+		all.turns[registry] = t
 	}
 	u.turn = t
 	me := goroutine()
-	if u.nested = t.goroutine == me; u.nested {
+	if u.within = t.goroutine == me; u.within {
+		u.outer = t.sessions[name]
 		all.mu.Unlock()
 		return u, nil
 	}
@@ -227,14 +229,14 @@ func (t *turn) wait(ctx context.Context, patience time.Duration) error {
 func (t *turn) pass() {
 	t.of.mu.Lock()
 	defer t.of.mu.Unlock()
-	t.goroutine, t.session = "", nil
+	t.goroutine = ""
 	t.free <- struct{}{}
 	t.quit()
 }
 
 func (t *turn) quit() {
 	if t.users--; t.users == 0 {
-		delete(t.of.turns, t.key)
+		delete(t.of.turns, t.registry)
 	}
 }
 
