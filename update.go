@@ -31,7 +31,7 @@ import (
 // outer Update to end.
 //
 // When a handler has returned, net/http cancels its request's context, and Update is
-// [ErrLocked]. A handler that hijacks the connection and returns calls Update with
+// [ErrNotLoaded]. A handler that hijacks the connection and returns calls Update with
 // r.WithContext(context.WithoutCancel(r.Context())).
 func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name string, fn func(*sessions.Session) error) error {
 	if err := l.check(); err != nil {
