@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,3 +156,29 @@ func TestALargeValueThatIsDeletedAsItIsReadIsNone(t *testing.T) {
 		})
 	})
 }
+
+// TestALargeValueWaitsForABusyRedis too.
+func TestALargeValueWaitsForABusyRedis(t *testing.T) {
+	s := realSite(t)
+	s.large = 0
+	l, client := s.process(t)
+	s.set(t, "k", "0")
+	var left atomic.Int32
+	client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+		if left.Add(-1) >= 0 {
+			return busyError("LOADING for a while")
+		}
+		return send()
+	}))
+	left.Store(10)
+	lease, v, err := l.Acquire(t.Context(), want("k"))
+	must(t, err)
+	left.Store(10)
+	_, err = write(l, "k", lease, v.Version, "1")
+	must(t, err)
+}
+
+type busyError string
+
+func (e busyError) Error() string { return string(e) }
+func (busyError) RedisError()     {}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -169,4 +170,77 @@ func TestNoTurnIsLostOrDoubled(t *testing.T) {
 	if !slices.Equal(inside[:], []int{0, 0, 0}) {
 		t.Errorf("inside are %v", inside)
 	}
+}
+
+// TestAPlaceIsNotShortened has a process that asks seldom wait behind one that asks often.
+func TestAPlaceIsNotShortened(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	many, _ := s.process(t)
+	few, _ := s.process(t)
+	for i := range 5000 {
+		many.waker.add(strconv.Itoa(i))
+	}
+	holder, _ := s.process(t)
+	lease, _ := acquire(t, holder, "k")
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	queue := Beside("k", ":queue")
+	for i, l := range []*Locker{many, few} {
+		go l.Acquire(ctx, want("k"))
+		eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), queue).Val() == int64(i+1) })
+	}
+	if left := s.admin.PTTL(t.Context(), queue).Val(); left < 20*time.Second {
+		t.Errorf("the queue lives for %v", left)
+	}
+	lease.Release()
+}
+
+// TestACopyThatEndsLeavesTheOthersTheirLock, which they share.
+func TestACopyThatEndsLeavesTheOthersTheirLock(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	l, _ := s.process(t)
+	other, _ := s.process(t)
+	w := want("k")
+	w.Owner, w.Same = "ann", func(holder, owner any) bool { return holder == owner }
+	lease, _, err := l.Acquire(t.Context(), w)
+	must(t, err)
+	ctx, end := context.WithCancel(t.Context())
+	_, _, err = l.Acquire(ctx, w)
+	must(t, err)
+	end()
+	eventually(t, "the lease has seen it", func() bool {
+		lease.mu.Lock()
+		defer lease.mu.Unlock()
+		return len(lease.ends) == 1
+	})
+	w2 := want("k")
+	w2.Wait = 0
+	_, _, err = other.Acquire(t.Context(), w2)
+	wantErr(t, err, ErrLocked)
+	lease.Release()
+}
+
+// TestAReaderIsNoWriter has the version run out, and then somebody lock the key and leave
+// it as it is.
+func TestAReaderIsNoWriter(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		l, _ := s.process(t)
+		other, _ := s.process(t)
+		s.set(t, "k", "0")
+		for _, seen := range []*Version{nil, Created([]byte("0"))} {
+			if seen == nil {
+				lease, v := acquire(t, l, "k")
+				lease.Release()
+				seen = v.Version
+				must(t, s.admin.Del(t.Context(), Keys("k")...).Err())
+			}
+			lease, _ := acquire(t, other, "k")
+			lease.Release()
+			_, err := write(l, "k", nil, seen, "0")
+			must(t, err)
+			must(t, s.admin.Del(t.Context(), Keys("k")...).Err())
+		}
+	})
 }
