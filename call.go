@@ -202,6 +202,7 @@ func (c *call) prepare(do act) error {
 	}
 	if c.session.Options == nil {
 		c.session.Options = c.store().options()
+		restoreMaxAge(c.session)
 	}
 	if c.session.Options.MaxAge < 0 {
 		do = ending
