@@ -115,7 +115,7 @@ func (c *call) find(ids []string) error {
 	for _, id := range ids {
 		life := c.store().lifetime(id, maxLifetime)
 		if life <= 0 {
-			continue
+			continue // and Redis need not be asked
 		}
 		c.session.ID = id
 		found, err := c.load(id, life, until)
@@ -130,7 +130,7 @@ func (c *call) find(ids []string) error {
 		}
 		unknown = append(unknown, id)
 	}
-	if len(unknown) == 0 {
+	if len(ids) == 0 {
 		c.become(fresh, "")
 		return nil
 	}
@@ -145,7 +145,7 @@ func (c *call) find(ids []string) error {
 	if replaced {
 		c.become(ended, "")
 	} else {
-		c.become(fresh, unknown[0])
+		c.become(fresh, ids[0])
 	}
 	return nil
 }
