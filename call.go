@@ -288,14 +288,16 @@ func (c *call) proven() []string {
 }
 
 // write stores the session under id and then, only then, sets the cookie.
-func (c *call) write(ctx context.Context, id string, put writer) (err error) {
+func (c *call) write(ctx context.Context, id string, put writer) error {
 	s, old := c.store(), c.session.ID
-	defer func() {
-		if err != nil {
-			c.session.ID = old
-		}
-	}()
-	c.session.ID = id // serializers may depend on it
+	if id != old { // two goroutines may save one session
+		defer func() {
+			if c.state.id != id { // an error, or a Serializer's panic
+				c.session.ID = old
+			}
+		}()
+		c.session.ID = id // serializers may depend on it
+	}
 	data, err := s.serialize(c.session)
 	if err != nil {
 		return fmt.Errorf("redistore: save: %w", err)

@@ -3,6 +3,7 @@ package redistore
 import (
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,4 +45,40 @@ func TestALoginAfterAbsoluteTimeoutSurvivesItsPage(t *testing.T) {
 		equal(t, "cookie stays", late["s"], b["s"])
 		equal(t, "user", page.user(t, x.over), "bob")
 	})
+}
+
+func TestTwoGoroutinesSaveOneSession(t *testing.T) {
+	store, _ := startMini(t).store(t)
+	b := login(t, store)
+	r := b.request(t)
+	s, err := store.Get(r, "s")
+	must(t, err)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { must(t, store.Save(r, httptest.NewRecorder(), s)) })
+	}
+	wg.Wait()
+}
+
+type breakPanicking struct {
+	Serializer
+	once *sync.Once
+}
+
+func (p breakPanicking) Serialize(s *sessions.Session) ([]byte, error) {
+	p.once.Do(func() { panic("oh") })
+	return p.Serializer.Serialize(s)
+}
+
+func TestASerializersPanicLeavesTheID(t *testing.T) {
+	store, _ := startMini(t).store(t)
+	store.Serializer = breakPanicking{GobSerializer{}, new(sync.Once)}
+	r, w := browser{}.request(t), httptest.NewRecorder()
+	s, err := store.Get(r, "s")
+	must(t, err)
+	func() {
+		defer func() { recover() }()
+		s.Save(r, w)
+	}()
+	must(t, s.Save(r, w))
 }
