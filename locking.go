@@ -106,9 +106,9 @@ func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, err
 		return apart(l, r, session)
 	case st.status == stored && st.held == nil: // loaded without the lock, or saved
 		session, failed := l.again(r, session, st)
-		return session, cmp.Or(failed, err)
+		return session, cmp.Or(failed, st.still(err))
 	}
-	return session, err
+	return session, st.still(err)
 }
 
 // again locks and loads a session that the request has loaded before.

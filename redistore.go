@@ -197,10 +197,11 @@ func (s *Store) MaxAge(age int) {
 // see the package's documentation.
 func (s *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(s, name)
-	if session != nil && stateOf(session).elsewhere(s) {
+	st := stateOf(session)
+	if st.elsewhere(s) {
 		return apart(s, r, session)
 	}
-	return session, err
+	return session, st.still(err)
 }
 
 // New is Get without the request's cache: it loads the session each time. Most

@@ -83,6 +83,15 @@ func (st state) elsewhere(by backend) bool {
 	return st.store != nil && st.store != store
 }
 
+// still returns the error of the request's first Get, which gorilla's registry keeps, unless
+// it is over: the session was logged out since, or an Update has loaded it.
+func (st state) still(err error) error {
+	if st.status != unread && errors.Is(err, ErrNotLoaded) {
+		return nil
+	}
+	return err
+}
+
 // may answers whether a store may do this to a session that now has this ID: the whole table
 // is here.
 func (st state) may(do act, by backend, id string) error {
