@@ -81,7 +81,7 @@ var (
 	confineScript  = script.New(confineLua)
 
 	// What a locked write does beside its own.
-	listPrelude = lock.NewPrelude("remember(KEYS[6], ARGV[11], tonumber(ARGV[12]), 0)", indexLua)
+	listPrelude = lock.NewPrelude("remember(KEYS[6], ARGV[11], tonumber(ARGV[12]))", indexLua)
 	movePrelude = lock.NewPrelude("move(6, 11)", indexLua, moveLua)
 )
 

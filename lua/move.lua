@@ -6,7 +6,7 @@
 --       IDs
 local function move(k, a)
 	local owned = ARGV[a] ~= ""
-	if owned then remember(KEYS[k + 1], ARGV[a], tonumber(ARGV[a + 1]), 0) end
+	if owned then remember(KEYS[k + 1], ARGV[a], tonumber(ARGV[a + 1])) end
 	redis.call("SET", KEYS[k], ARGV[a + 3], "EX", ARGV[a + 2])
 	for i = k + 2, #KEYS, 2 do
 		redis.call("DEL", KEYS[i])

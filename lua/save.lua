@@ -8,7 +8,7 @@ if ARGV[3] ~= "create" and redis.call("EXISTS", KEYS[1]) == 0 then
 	redis.pcall("ZREM", KEYS[2], ARGV[1])
 	return 0
 end
-remember(KEYS[2], ARGV[1], tonumber(ARGV[2]), 0)
+remember(KEYS[2], ARGV[1], tonumber(ARGV[2]))
 if ARGV[3] == "expire" then
 	redis.call("EXPIRE", KEYS[1], ARGV[4])
 else
