@@ -117,3 +117,23 @@ func TestAReadDoesNotLowerAnEntryOfTheIndex(t *testing.T) {
 		srv.covered(t, "Save between a Get's two commands", old, "ann", 0)
 	})
 }
+
+// What docs/moving-in.md advises.
+func TestAGoodbyeFlashDoesNotUndoALogout(t *testing.T) {
+	onStores(t, func(t *testing.T, x trial) {
+		x.plain.CookieStoreUntil = x.plain.now().Add(time.Hour)
+		b := login(t, sessions.NewCookieStore(hashKey))
+		b.visit(t, x.over, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+			equal(t, "user", s.Values["user"], any("ann"))
+			s.Options.MaxAge = -1
+			must(t, s.Save(r, w))
+			bye, _ := x.over.New(r, "s")
+			clear(bye.Values)
+			bye.AddFlash("goodbye")
+			must(t, bye.Save(r, w))
+		})
+		s, _, _ := b.get(t, x.over)
+		equal(t, "user", s.Values["user"], nil)
+		equal(t, "flashes", len(s.Flashes()), 1)
+	})
+}
