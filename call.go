@@ -100,9 +100,11 @@ func (c *call) open() error {
 	if err := c.find(ids); err != nil || c.state.status != fresh {
 		return err
 	}
-	if s.now().Before(s.CookieStoreUntil) && s.takeOver(c.r, c.session) {
-		c.become(moving, "")
-		return nil
+	if s.now().Before(s.CookieStoreUntil) {
+		if id := s.takeOver(c.r, c.session); id != "" {
+			c.become(moving, id)
+			return nil
+		}
 	}
 	return invalid
 }
@@ -255,7 +257,8 @@ func (c *call) renewal(renew bool) writer {
 	return c.by.create
 }
 
-// succeed creates a session for a request that came with an ID which has no record. Other
+// succeed creates a session for a request that came with an ID which has no record, or with
+// a cookie of CookieStore. Other
 // requests may come with it too, and one of them may have a login. That claims the ID, and
 // the others look, once the record is there, whether one has: so of those that meet, none
 // but the login sends a cookie.
@@ -280,7 +283,7 @@ func (c *call) succeed(ctx context.Context, rec record, renew bool) error {
 func (c *call) proven() []string {
 	ids, _ := c.store().ids(c.r, c.session.Name())
 	for _, id := range []string{c.state.id, c.session.ID} {
-		if id != "" {
+		if id != "" && c.state.status != moving {
 			ids = append([]string{id}, slices.DeleteFunc(ids, func(other string) bool { return other == id })...)
 		}
 	}

@@ -125,8 +125,9 @@ func cookies(r *http.Request, name string) (values []string) {
 	return values
 }
 
-// takeOver loads a session from the cookie that CookieStore wrote.
-func (s *Store) takeOver(r *http.Request, session *sessions.Session) bool {
+// takeOver loads a session from the cookie that CookieStore wrote, and returns what stands
+// for that, as it has no ID, or "" if there is none.
+func (s *Store) takeOver(r *http.Request, session *sessions.Session) string {
 	for _, cookie := range cookies(r, session.Name()) {
 		for _, codec := range s.Codecs {
 			if sc, ok := codec.(*securecookie.SecureCookie); ok {
@@ -141,11 +142,12 @@ func (s *Store) takeOver(r *http.Request, session *sessions.Session) bool {
 			if codec.Decode(session.Name(), cookie, &values) == nil {
 				session.Values, session.IsNew = values, false
 				restoreMaxAge(session)
-				return true
+				sum := sha256.Sum256([]byte(cookie))
+				return base64.RawURLEncoding.EncodeToString(sum[:])
 			}
 		}
 	}
-	return false
+	return ""
 }
 
 // cookie makes the session's cookie: the signed ID, or nothing where MaxAge says

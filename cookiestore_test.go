@@ -470,3 +470,42 @@ func oldCookie(t *testing.T, age time.Duration, value any) string {
 	mac.Write([]byte(signed[:len(signed)-1]))
 	return base64.URLEncoding.EncodeToString(append([]byte(signed[len("s|"):]), mac.Sum(nil)...))
 }
+
+// TestAGoodbyeFlashDoesNotUndoALogout, if it is made as docs/moving-in.md says.
+func TestAGoodbyeFlashDoesNotUndoALogout(t *testing.T) {
+	onStores(t, func(t *testing.T, x trial) {
+		x.plain.CookieStoreUntil = x.plain.now().Add(time.Hour)
+		b := login(t, sessions.NewCookieStore(hashKey))
+		b.visit(t, x.over, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+			equal(t, "user", s.Values["user"], any("ann"))
+			s.Options.MaxAge = -1
+			must(t, s.Save(r, w))
+			bye, _ := x.over.New(r, "s")
+			clear(bye.Values)
+			bye.AddFlash("goodbye")
+			must(t, bye.Save(r, w))
+		})
+		s, _, _ := b.get(t, x.over)
+		equal(t, "user", s.Values["user"], nil)
+		equal(t, "flashes", len(s.Flashes()), 1)
+	})
+}
+
+// TestALoginWhileMovingInSurvivesItsPage, whose requests all come with CookieStore's cookie.
+func TestALoginWhileMovingInSurvivesItsPage(t *testing.T) {
+	onStores(t, func(t *testing.T, x trial) {
+		x.plain.CookieStoreUntil = x.plain.now().Add(time.Hour)
+		b := login(t, sessions.NewCookieStore(hashKey))
+		s, r, w := b.get(t, x.over)
+		other, rOther, wOther := b.get(t, x.over)
+		page := browser{"s": b["s"]}
+		must(t, other.Save(rOther, wOther)) // no login: both go on
+		page.visit(t, x.over, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+			s.Values["user"] = "bob"
+			must(t, x.over.Renew(r, w, s))
+		})
+		wantErr(t, x.over.Save(r, w, s), ErrGone)
+		equal(t, "cookies", len(w.Result().Cookies()), 0)
+		equal(t, "user", page.user(t, x.over), "bob")
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -196,4 +197,43 @@ func (a answers) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 		}
 		return a.change(cmds)
 	}
+}
+
+// TestTwoGoroutinesSaveOneSession finds a race if Save writes to a session that is loaded.
+func TestTwoGoroutinesSaveOneSession(t *testing.T) {
+	store, _ := startMini(t).store(t)
+	b := login(t, store)
+	r := b.request(t)
+	s, err := store.Get(r, "s")
+	must(t, err)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { must(t, store.Save(r, httptest.NewRecorder(), s)) })
+	}
+	wg.Wait()
+}
+
+// panicsOnce is a Serializer whose first Serialize panics.
+type panicsOnce struct {
+	Serializer
+	once *sync.Once
+}
+
+func (p panicsOnce) Serialize(s *sessions.Session) ([]byte, error) {
+	p.once.Do(func() { panic("oh") })
+	return p.Serializer.Serialize(s)
+}
+
+// TestASerializersPanicLeavesTheID of a new session empty, and so it can be saved.
+func TestASerializersPanicLeavesTheID(t *testing.T) {
+	store, _ := startMini(t).store(t)
+	store.Serializer = panicsOnce{GobSerializer{}, new(sync.Once)}
+	r, w := browser{}.request(t), httptest.NewRecorder()
+	s, err := store.Get(r, "s")
+	must(t, err)
+	func() {
+		defer func() { recover() }()
+		s.Save(r, w)
+	}()
+	must(t, s.Save(r, w))
 }

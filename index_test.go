@@ -301,3 +301,19 @@ func TestAnOwnersSessionIsWrittenInOneStepOrTwo(t *testing.T) {
 		}
 	})
 }
+
+// TestAReadDoesNotLowerAnEntryOfTheIndex that a Save has made meanwhile.
+func TestAReadDoesNotLowerAnEntryOfTheIndex(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		old, _ := srv.store(t) // a server that has no IdleTimeout yet
+		store, rec := srv.store(t)
+		store.IdleTimeout = 10 * time.Minute
+		b := loginAs(t, old, "ann")
+		rec.at(1, func() {
+			b.visit(t, old, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) { must(t, s.Save(r, w)) })
+		})
+		equal(t, "user", b.user(t, store), "ann")
+		rec.failing(nil)
+		srv.covered(t, "Save between a Get's two commands", old, "ann", 0)
+	})
+}

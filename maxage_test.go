@@ -80,3 +80,14 @@ func cookieOf(t *testing.T, w http.ResponseWriter) *http.Cookie {
 	}
 	return cookies[0]
 }
+
+// TestSetMaxAgeCountsWithoutOptions has the store give the session its Options at Save.
+func TestSetMaxAgeCountsWithoutOptions(t *testing.T) {
+	store, _ := startMini(t).store(t)
+	s := sessions.NewSession(store, "s")
+	s.Options = nil
+	SetMaxAge(s, 60)
+	w := httptest.NewRecorder()
+	must(t, store.Save(nil, w, s))
+	equal(t, "MaxAge", cookieOf(t, w).MaxAge, 60)
+}

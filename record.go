@@ -28,7 +28,7 @@ type record struct {
 // lock's (internal/lock), an owner's index (owner.go) and Ping's (ping.go). P is KeyPrefix:
 //
 //	P + ID                  what the Serializer made; min(MaxAge, IdleTimeout, what is left of AbsoluteTimeout)
-//	{P + ID}:replaced       the renewal marker: a token; a minute
+//	{P + ID}:replaced       the renewal marker: a token; a minute. Of a cookie of CookieStore: its SHA-256
 //	{P + ID}:lock, :version, :queue, :TOKEN    the lock's, see there
 //	P + owner:SHA-256       an owner's index: a sorted set of IDs; until its last session ends
 //

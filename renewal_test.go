@@ -447,3 +447,31 @@ func TestALoginThatFailedCanBeRepeated(t *testing.T) {
 		}
 	})
 }
+
+// TestALoginAfterAbsoluteTimeoutSurvivesItsPage, whose requests come with an ID that is too old.
+func TestALoginAfterAbsoluteTimeoutSurvivesItsPage(t *testing.T) {
+	onStores(t, func(t *testing.T, x trial) {
+		x.plain.AbsoluteTimeout = time.Hour
+		b := login(t, x.over)
+		x.srv.forward(t, 61*time.Minute)
+		r := b.request(t) // of the login's page, on its way
+		s, err := x.over.Get(r, "s")
+		must(t, err)
+		page := browser{"s": b["s"]}
+		page.visit(t, x.over, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+			s.Values["user"] = "bob"
+			must(t, x.over.Renew(r, w, s))
+		})
+		w := httptest.NewRecorder()
+		s.Values["seen"] = 1
+		wantErr(t, x.over.Save(r, w, s), ErrGone)
+		equal(t, "cookies", len(w.Result().Cookies()), 0)
+		// and one that comes after
+		late := browser{"s": b["s"]}
+		late.visit(t, x.over, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+			wantErr(t, x.over.Save(r, w, s), ErrGone)
+		})
+		equal(t, "cookie stays", late["s"], b["s"])
+		equal(t, "user", page.user(t, x.over), "bob")
+	})
+}

@@ -533,3 +533,24 @@ func TestTheRequestIsTheHandlersToChange(t *testing.T) {
 		})
 	})
 }
+
+// TestGetForgetsAnErrorThatIsOver: docs/errors.md has such a session ended and begun anew.
+func TestGetForgetsAnErrorThatIsOver(t *testing.T) {
+	onStores(t, func(t *testing.T, x trial) {
+		b := login(t, x.over)
+		key, _ := x.srv.only(t)
+		must(t, x.srv.admin.Set(t.Context(), key, "garbage", time.Hour).Err())
+		r, w := b.request(t), httptest.NewRecorder()
+		s, err := x.over.Get(r, "s")
+		wantErr(t, err, ErrNotDecoded)
+		maxAge := s.Options.MaxAge
+		s.Options.MaxAge = -1
+		must(t, s.Save(r, w))
+		s.ID, s.Options.MaxAge = "", maxAge
+		s.Values["user"] = "ann"
+		must(t, x.over.Renew(r, w, s))
+		s, err = x.over.Get(r, "s")
+		equal(t, "user", s.Values["user"], any("ann"))
+		must(t, err)
+	})
+}
