@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -387,18 +388,63 @@ func TestRecipeServerByServer(t *testing.T) {
 }
 
 // A server stops when its last request has been answered; the client is closed after that.
-func Example_shutdown() {
+func TestRecipeShutdown(t *testing.T) {
+	redis := redistoretest.New(t)
+	store, client := redis.Store(), redis.Client
 	serve := func(ctx context.Context, server *http.Server) error {
+		stopped := make(chan error, 1)
 		go func() {
 			<-ctx.Done() // of signal.NotifyContext
 			patience, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
-			_ = server.Shutdown(patience)
+			stopped <- server.Shutdown(patience)
 		}()
 		err := server.ListenAndServe()
+		if errors.Is(err, http.ErrServerClosed) { // which comes at once; the last requests have until Shutdown returns
+			err = <-stopped
+		}
 		return errors.Join(err, client.Close())
 	}
-	_ = serve
+	entered, stopped := make(chan struct{}), make(chan struct{})
+	l, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	server := &http.Server{Addr: addr, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		session, err := store.Get(r, "session")
+		close(entered)
+		<-stopped
+		time.Sleep(50 * time.Millisecond) // ListenAndServe has returned
+		if err == nil {
+			err = session.Save(r, w)
+		}
+		w.WriteHeader(redistore.Status(err))
+	})}
+	server.RegisterOnShutdown(func() { close(stopped) })
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, server) }()
+	go func() { <-entered; stop() }()
+	var response *http.Response
+	for range 100 { // until it listens
+		if response, err = http.Get("http://" + addr); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		t.Errorf("the last request: %s", response.Status)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
 }
 
 // Metrics of the lock and of the connections.
