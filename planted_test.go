@@ -20,7 +20,15 @@ type (
 		Any  any
 	}
 	nested []nested
+
+	// labelled has a text, which is nothing to encoding/gob.
+	labelled struct {
+		Next *labelled
+		All  []bulky
+	}
 )
+
+func (labelled) MarshalText() ([]byte, error) { return []byte("label"), nil }
 
 func init() {
 	gob.Register(bulky{})
@@ -28,6 +36,7 @@ func init() {
 	gob.Register(map[int]bulky{})
 	gob.Register(&chain{})
 	gob.Register(nested{})
+	gob.Register(labelled{})
 	gob.Register(map[string]any{})
 	gob.Register([][][]int{})
 }
@@ -71,6 +80,14 @@ var plantedGobs = map[string]func() string{
 			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a", string(gobUint(uint64(len("map[int]redistore.bulky")))),
 				"map[int]redistore.bulky\xff\x84\x01\x00", string(gobUint(1000)), entries)
 	},
+	"large structs that are empty, in one that has a text": func() string {
+		const n, name = 2000, "github.com/redistore/redistore.labelled"
+		return gobMessage("\xff\x81\x03\x01\x02\xff\x82\x00\x00\x00") +
+			gobMessage("\xff\x83\x02\x01\x02\xff\x84\x00\x01\xff\x82\x00\x00") +
+			gobMessage("\xff\x85\x03\x01\x02\xff\x86\x00\x01\x01\x01\x03All\x01\xff\x84\x00\x00\x00") +
+			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a", string(gobUint(uint64(len(name)))),
+				name+"\xff\x86\x01\x01", string(gobUint(n)), strings.Repeat("\x00", n), "\x00")
+	},
 	"large structs that are empty": func() string {
 		return gobMessage("\xff\x81\x03\x01\x02\xff\x82\x00\x00\x00") +
 			gobMessage("\xff\x83\x02\x01\x02\xff\x84\x00\x01\xff\x82\x00\x00") +
@@ -86,9 +103,10 @@ const mapOfAny = "\x0d\x7f\x04\x01\x02\xff\x80\x00\x01\x10\x01\x10\x00\x00"
 func TestWhateverIsPlantedIsAnError(t *testing.T) {
 	const kind = "REDISTORE_TEST_PLANTED"
 	given := map[string]func() any{
-		"Save: a cycle":            func() any { v := []any{nil}; v[0] = v; return v },
-		"Save: a cycle of structs": func() any { v := &chain{}; v.Next = v; return v },
-		"Save: a cycle of maps":    func() any { v := map[string]any{}; v["a"] = v; return v },
+		"Save: a cycle":                             func() any { v := []any{nil}; v[0] = v; return v },
+		"Save: a cycle of structs":                  func() any { v := &chain{}; v.Next = v; return v },
+		"Save: a cycle of structs that have a text": func() any { v := &labelled{}; v.Next = v; return []any{v, make(chan int)} },
+		"Save: a cycle of maps":                     func() any { v := map[string]any{}; v["a"] = v; return v },
 		"Save: lists that share their parts": func() any { // 2^60 of them, if all are written out
 			v := []any{1}
 			for range 60 {

@@ -413,13 +413,13 @@ func (s *scanner) zero(id int64, room int) {
 var (
 	gobEncoder    = reflect.TypeFor[gob.GobEncoder]()
 	binaryEncoder = reflect.TypeFor[encoding.BinaryMarshaler]()
-	textEncoder   = reflect.TypeFor[encoding.TextMarshaler]()
 )
 
-// encodes tells the types that encode themselves.
+// encodes tells the types that encode themselves. MarshalText does not count: encoding/gob
+// takes those apart like any other.
 func encodes(t reflect.Type) bool {
 	for _, t := range []reflect.Type{t, reflect.PointerTo(t)} {
-		if t.Implements(gobEncoder) || t.Implements(binaryEncoder) || t.Implements(textEncoder) {
+		if t.Implements(gobEncoder) || t.Implements(binaryEncoder) {
 			return true
 		}
 	}
