@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gorilla/sessions"
 )
@@ -94,6 +95,30 @@ var plantedGobs = map[string]func() string{
 			gobMessage("\xff\x80\x00\x01\x06string\x0c\x03\x00\x01a", string(gobUint(uint64(len("[]redistore.bulky")))),
 				"[]redistore.bulky\xff\x84\x01\x00", string(gobUint(100_000)), strings.Repeat("\x00", 100_000))
 	},
+}
+
+// TestPlantedNamesTakeNoTime: a gob of many definitions and as many names that nobody has
+// registered, of types that encode themselves.
+func TestPlantedNamesTakeNoTime(t *testing.T) {
+	const types, names, long = 4000, 20_000, 100
+	id := func(n int) string { return string(gobUint(uint64(n) << 1)) }
+	var definitions, entries strings.Builder
+	for i := range types {
+		definitions.WriteString(gobMessage(string(gobUint(uint64(99+i)<<1|1)), "\x05\x01\x01", string(gobUint(long)), strings.Repeat("n", long), "\x01", id(100+i), "\x00\x00\x00"))
+	}
+	for i := range names {
+		name := fmt.Sprintf("name%06d", i)
+		entries.WriteString("\x03int\x04\x04\x00" + id(i) + string(gobUint(uint64(len(name)))) + name + id(100) + "\x02\x00\x00")
+	}
+	data := []byte(mapOfAny + definitions.String() + gobMessage("\xff\x80\x00", string(gobUint(names)), entries.String()))
+	failed := make(chan error, 1)
+	go func() { failed <- GobSerializer{}.Deserialize(data, sessions.NewSession(nil, "s")) }()
+	select {
+	case err := <-failed:
+		wantText(t, err, "name not registered")
+	case <-time.After(10 * time.Second):
+		t.Errorf("%d bytes took more than 10 s", len(data))
+	}
 }
 
 const mapOfAny = "\x0d\x7f\x04\x01\x02\xff\x80\x00\x01\x10\x01\x10\x00\x00"

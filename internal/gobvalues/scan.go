@@ -376,8 +376,8 @@ func (s *scanner) typeOf(name string, id int64) reflect.Type {
 	switch shape := s.types[id]; {
 	case t != nil:
 		typesByName.Store(name, t)
-	case shape == nil || shape.kind < gobEncoderKind:
-		s.fail(err)
+	case shape == nil || shape.kind < gobEncoderKind || err.Error() == fmt.Sprintf("gob: name not registered for interface: %q", name):
+		s.fail(err) // at the first one: a stream may have many, and to ask for one takes all definitions
 	}
 	s.named[name] = t // nil: its GobDecode wants more than nothing, and allocates what it allocates
 	return t
