@@ -80,7 +80,7 @@ func encodeGob(values map[any]any) (data []byte, err error) {
 	if err := gob.NewEncoder(&buf).Encode(values); err != nil {
 		return nil, err
 	}
-	_, err = gobvalues.Scan(buf.Bytes())
+	_, err = decodeGob(buf.Bytes())
 	return buf.Bytes(), err
 }
 

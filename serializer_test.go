@@ -182,6 +182,21 @@ func TestGobReadsTheRestToo(t *testing.T) {
 
 type cart struct{ Items int }
 
+// half can be written, and not read.
+type half struct{ A int }
+
+func (h half) MarshalBinary() ([]byte, error) { return []byte{byte(h.A)}, nil }
+
+func TestGobRefusesWhatItCouldNotRead(t *testing.T) {
+	gob.Register(half{})
+	s := sessions.NewSession(nil, "s")
+	for _, v := range []any{half{1}, []any{half{1}}} {
+		s.Values["key"] = v
+		_, err := GobSerializer{}.Serialize(s)
+		wantText(t, err, `Values["key"]: gob: `)
+	}
+}
+
 func init() { gob.Register(cart{}) }
 
 // TestAPlantedGobDoesNotPanic decodes a map whose key is a []byte, as nobody can write
