@@ -2,6 +2,7 @@ package redistore_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"expvar"
@@ -89,23 +90,28 @@ func inHeader(next http.Handler) http.Handler {
 			r.AddCookie(&http.Cookie{Name: "session", Value: token})
 		}
 		next.ServeHTTP(headerWriter{w}, r)
+		headerWriter{w}.move() // a handler need not write
 	})
 }
 
 type headerWriter struct{ http.ResponseWriter }
 
-func (w headerWriter) WriteHeader(code int) {
+func (w headerWriter) move() {
 	for _, line := range w.Header()["Set-Cookie"] {
 		if c, err := http.ParseSetCookie(line); err == nil && c.Name == "session" {
 			w.Header().Set("X-Session", c.Value) // empty: it has ended
 		}
 	}
 	w.Header().Del("Set-Cookie")
+}
+
+func (w headerWriter) WriteHeader(code int) {
+	w.move()
 	w.ResponseWriter.WriteHeader(code)
 }
 
 func (w headerWriter) Write(b []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
+	w.move()
 	return w.ResponseWriter.Write(b)
 }
 
@@ -134,6 +140,33 @@ func TestRecipeHeader(t *testing.T) {
 	r.AddCookie(&http.Cookie{Name: "session", Value: token})
 	if s, _ := store.Get(r, "session"); s.Values["n"] != 2 {
 		t.Errorf("the session has %v", s.Values)
+	}
+}
+
+// TestRecipeHeaderWhateverIsWritten: nothing, or a status and a text.
+func TestRecipeHeaderWhateverIsWritten(t *testing.T) {
+	store := redistoretest.New(t).Store()
+	for _, write := range []func(http.ResponseWriter){
+		func(http.ResponseWriter) {},
+		func(w http.ResponseWriter) { http.Error(w, "no", http.StatusTeapot) },
+	} {
+		var said bytes.Buffer
+		srv := httptest.NewUnstartedServer(inHeader(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			session, _ := store.Get(r, "session")
+			_ = session.Save(r, w)
+			write(w)
+		})))
+		srv.Config.ErrorLog = log.New(&said, "", 0)
+		srv.Start()
+		response, err := http.Get(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		srv.Close()
+		if response.Header.Get("X-Session") == "" || response.Header.Get("Set-Cookie") != "" || said.Len() > 0 {
+			t.Errorf("the headers are %v, and net/http says %q", response.Header, &said)
+		}
 	}
 }
 
