@@ -44,7 +44,7 @@ func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 		if !utf8.ValidString(key) {
 			return nil, fmt.Errorf("JSONSerializer: Values[%q]: the key is not valid UTF-8", key)
 		}
-		if excess := gobvalues.ExcessOf(v, 2*maxJSONDepth, jsonWhole); excess != "" { // encoding/json would overflow the stack
+		if excess := gobvalues.ExcessOf(v, 2*maxJSONDepth, jsonWhole, jsonSent); excess != "" { // encoding/json would overflow the stack
 			return nil, fmt.Errorf("JSONSerializer: Values[%q]: json: unsupported value: %s", key, excess)
 		}
 		object[key] = v
@@ -171,6 +171,11 @@ var (
 // jsonWhole tells types that make their own JSON.
 func jsonWhole(t reflect.Type) bool {
 	return t.Implements(jsonMarshaler) || t.Implements(textMarshaler)
+}
+
+// jsonSent tells fields into which encoding/json looks.
+func jsonSent(f reflect.StructField) bool {
+	return (f.IsExported() || f.Anonymous) && f.Tag.Get("json") != "-"
 }
 
 // jsonLoses says what of a value is not in what came back, or nothing.

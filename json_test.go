@@ -36,7 +36,13 @@ type (
 	}
 	ownJSON  struct{ secret int }
 	holdsOwn struct{ Own ownJSON }
-	omits    struct {
+	upward   struct {
+		Up   *upward `json:"-"`
+		Kids []*upward
+	}
+	below struct{ Next *above }
+	above struct{ *below }
+	omits struct {
 		A string `json:",omitempty"`
 		B []int  `json:"b,omitempty"`
 		c int
@@ -57,6 +63,11 @@ func doubled(a, b string) any {
 func (o *ownJSON) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%d", o.secret), nil }
 
 func TestJSONRefusesWhatWouldComeBackWithLess(t *testing.T) {
+	root, deep := &upward{}, &above{}
+	root.Kids = []*upward{{Up: root}}
+	for range 15_000 {
+		deep = &above{&below{deep}}
+	}
 	big := uint64(1<<64 - 1)
 	for _, c := range []struct {
 		value any
@@ -84,6 +95,8 @@ func TestJSONRefusesWhatWouldComeBackWithLess(t *testing.T) {
 		{json.Number("1234567890123456789"), ""},
 		{float32(0.1), ""},
 		{[]float32{1e-45, 3.4e38}, ""},
+		{root, ""},
+		{deep, "levels"},
 	} {
 		s := sessions.NewSession(nil, "s")
 		s.Values["key"] = c.value

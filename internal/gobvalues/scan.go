@@ -428,12 +428,14 @@ func encodes(t reflect.Type) bool {
 
 // Excess says why a value cannot be encoded as a gob: it holds itself, nests more than
 // MaxDepth deep, or is too large; "" if it can.
-func Excess(v any) string { return ExcessOf(v, MaxDepth, encodes) }
+func Excess(v any) string {
+	return ExcessOf(v, MaxDepth, encodes, func(f reflect.StructField) bool { return f.IsExported() })
+}
 
 // ExcessOf is Excess for values that nest up to so many levels. It does not look into types
-// that are a whole.
-func ExcessOf(v any, levels int, whole func(reflect.Type) bool) string {
-	m := measure{left: maxMemory, whole: whole}
+// that are a whole, nor into fields that are not sent.
+func ExcessOf(v any, levels int, whole func(reflect.Type) bool, sent func(reflect.StructField) bool) string {
+	m := measure{left: maxMemory, whole: whole, sent: sent}
 	switch {
 	case m.fits(reflect.ValueOf(v), levels):
 		return ""
@@ -451,6 +453,7 @@ const (
 type measure struct {
 	left  int
 	whole func(reflect.Type) bool
+	sent  func(reflect.StructField) bool
 }
 
 // fits tells a value that nests no deeper than so many levels, in the memory that is left.
@@ -484,7 +487,7 @@ func (m *measure) fits(v reflect.Value, levels int) bool {
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if v.Type().Field(i).IsExported() && !m.fits(v.Field(i), levels-1) {
+			if m.sent(v.Type().Field(i)) && !m.fits(v.Field(i), levels-1) {
 				return false
 			}
 		}
