@@ -170,7 +170,7 @@ type member struct {
 	said   *strings.Builder
 	log    string
 	paused []window
-	killed bool
+	killed int64 // when; 0: it was not
 }
 
 // run puts a store under load and faults, and returns what came of it.
@@ -289,6 +289,9 @@ func (x *trial) collect() {
 	defer client.Close()
 	store := redistore.New(client, key)
 	for _, o := range slices.Clone(ops) {
+		if o.End == 0 {
+			o.Killed = x.all[o.Worker].killed
+		}
 		if o.New == "" || o.Out != done {
 			continue
 		}
@@ -365,11 +368,12 @@ func (x *trial) cleanUp() {
 			}
 		}
 	}
-	if x.site.evicts || len(x.history.windows) > 0 {
-		return
-	}
+	made := map[string]int64{} // when each session was
 	for _, o := range x.history.ops {
-		if o.Worker != coordinator || o.Owner == "" || o.Out != done {
+		if o.New != "" {
+			made[o.New] = o.Start
+		}
+		if o.Worker != coordinator || o.Owner == "" || o.Out != done || x.site.evicts || within(x.history.windows, made[o.ID], now()) {
 			continue
 		}
 		ttl, err := client.TTL(ctx, "session_"+o.ID).Result()
@@ -390,7 +394,7 @@ func (x *trial) times() {
 		}
 		m := x.all[o.Worker]
 		if o.End == 0 {
-			if !m.killed {
+			if m.killed == 0 {
 				x.t.Errorf("a call never ended: %+v", o)
 			}
 			continue
@@ -406,7 +410,7 @@ func (x *trial) times() {
 	}
 	for _, m := range x.all {
 		for n := range callers {
-			if !m.killed && last[[2]int{m.number, n}] < x.begun {
+			if m.killed == 0 && last[[2]int{m.number, n}] < x.begun {
 				x.t.Errorf("caller %d of worker %d had no success after the last fault: it would need a restart", n, m.number)
 			}
 		}

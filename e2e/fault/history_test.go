@@ -18,6 +18,7 @@ type op struct {
 	Worker, Caller int
 	Op             int64
 	Start, End     int64  // End is 0 if the process was killed first
+	Killed         int64  `json:",omitempty"` // when that was
 	Do             string // login, increment, set, read, touch, renew, "renew, locked", logout, revoke, limit, list
 	ID, New        string // the session's, and what it was renewed to
 	Owner          string
@@ -203,19 +204,34 @@ func (s *session) add(start, end int64, what step) {
 	s.steps = append(s.steps, porcupine.Operation{Input: what, Call: start, Return: end})
 }
 
+// may adds what may have happened: before its call was over, or whenever it likes, as it may
+// lie in a socket's buffer. Only until the failovers that its call has met are over may it
+// find what another server has: it must not excuse what is lost later.
+func (s *session) may(start, until int64, what step) {
+	what.maybe = true
+	for _, w := range s.windows {
+		if start <= w.end && w.start <= until {
+			s.add(start, max(until, w.end), what)
+		}
+	}
+	what.evicts = s.evicts
+	s.steps = append(s.steps, porcupine.Operation{Input: what, Call: start, Return: forever})
+}
+
+// over is when a call was: a process that was killed made it no longer.
+func (o *op) over() int64 { return cmp.Or(o.End, o.Killed, forever) }
+
 // call adds what one call shows of the session and what it may have done to it.
 func (s *session) call(o *op) {
 	s.ops = append(s.ops, o)
-	until := o.End
-	if o.End == 0 {
-		until = forever
+	until := o.over()
+	does := func(what string, value int) {
+		if o.Out == done {
+			s.add(o.Start, until, step{do: what, value: value})
+		} else {
+			s.may(o.Start, until, step{do: what, value: value})
+		}
 	}
-	maybe := o.Out != done // and then whenever it likes: it may lie in a socket's buffer
-	late := until
-	if maybe {
-		late = forever
-	}
-	does := func(what string, value int) { s.add(o.Start, late, step{do: what, value: value, maybe: maybe}) }
 	nothing := (o.Out == gone || o.Out == refused) && o.Again == 0
 	if o.Value != unseen && !o.Blind && (o.Do != "increment" || o.Out != done) && (o.Do != "renew, locked" || o.Out != done) {
 		s.add(o.Start, until, step{do: read, value: o.Value})
@@ -228,7 +244,7 @@ func (s *session) call(o *op) {
 		does(end, 0)
 	case o.Do == "set" && o.Out == gone && o.Wrote != 0:
 		// It may have been stored for a moment, before the session ended.
-		s.repeats(o, until)
+		s.repeats(o, false)
 	case o.Do == "renew" && o.Out == gone && within(s.shed, o.Start, until):
 		does(end, 0) // go-redis may have repeated it, and the token by which it is known was dropped
 	case nothing:
@@ -242,7 +258,7 @@ func (s *session) call(o *op) {
 		does(alive, 0)
 	case o.Do == "set" && o.Wrote != 0:
 		does(set, o.Wrote)
-		s.repeats(o, late)
+		s.repeats(o, o.Out != done)
 	}
 	if o.Out == done && (o.Do == "logout" || strings.HasPrefix(o.Do, "renew")) {
 		s.ends = append(s.ends, o)
@@ -252,14 +268,16 @@ func (s *session) call(o *op) {
 // repeats adds that the client may have sent a set again, because a reply was lost: up to
 // three times, after 8 ms or more; and the handler all of that. What took long may yet
 // arrive.
-func (s *session) repeats(o *op, until int64) {
-	took := time.Duration(cmp.Or(o.End, forever) - o.Start)
-	if took > 50*time.Millisecond || o.Again > 0 {
-		until = forever
-	}
+func (s *session) repeats(o *op, late bool) {
+	took := time.Duration(o.over() - o.Start)
+	late = late || took > 50*time.Millisecond || o.Again > 0
 	handlers := time.Duration(o.Again)
 	for range min(3*(1+handlers), took/(8*time.Millisecond)) + handlers {
-		s.add(o.Start, until, step{do: set, value: o.Wrote, maybe: true})
+		if late {
+			s.may(o.Start, o.over(), step{do: set, value: o.Wrote})
+		} else {
+			s.add(o.Start, o.over(), step{do: set, value: o.Wrote, maybe: true})
+		}
 	}
 }
 
@@ -273,11 +291,12 @@ func (s *session) forgetUnseen() {
 			late[in.value] = true
 		}
 	}
-	seen := map[int]int{}
+	seen, ever := map[int]int{}, map[int]bool{}
 	for _, o := range s.steps {
 		switch in := o.Input.(step); {
 		case in.do == read:
 			seen[in.value]++
+			ever[in.value] = true
 		case in.do == set && !in.maybe && !late[in.value]:
 			seen[in.value]--
 		}
@@ -286,6 +305,9 @@ func (s *session) forgetUnseen() {
 		in := o.Input.(step)
 		if in.do != set || !in.maybe {
 			return false
+		}
+		if in.adrift { // it is there once more, without
+			return !ever[in.value]
 		}
 		seen[in.value]--
 		return seen[in.value] < 0
@@ -296,9 +318,9 @@ func (s *session) forgetUnseen() {
 func (h *history) revoke(s *session, o *op) {
 	switch {
 	case o.Out != done:
-		s.add(o.Start, forever, step{do: end, maybe: true})
+		s.may(o.Start, o.over(), step{do: end})
 	case o.End < s.created.Start:
-	case s.created.End < o.Start && !h.forgetsTheIndex(s):
+	case s.created.End < o.Start && !h.forgetsTheIndex(s, o.End):
 		s.add(o.Start, o.End, step{do: end})
 		s.ends = append(s.ends, o)
 	default:
@@ -311,12 +333,12 @@ func (h *history) revoke(s *session, o *op) {
 
 // limit may end whatever the owner had before it, but for what it keeps.
 func (h *history) limit(s *session, o *op) {
-	late := o.End
-	if o.Out != done {
-		late = forever
-	}
-	if s.id != o.Keep && s.created.Start < cmp.Or(o.End, forever) {
-		s.add(o.Start, late, step{do: end, maybe: true})
+	switch {
+	case s.id == o.Keep || s.created.Start > o.over():
+	case o.Out == done:
+		s.add(o.Start, o.End, step{do: end, maybe: true})
+	default:
+		s.may(o.Start, o.over(), step{do: end})
 	}
 }
 
@@ -327,14 +349,16 @@ func (h *history) list(s *session, o *op) {
 	case listed:
 		s.add(o.Start, o.End, step{do: read, value: value})
 		s.ops = append(s.ops, o)
-	case s.created.End < o.Start && !h.forgetsTheIndex(s):
+	case s.created.End < o.Start && !h.forgetsTheIndex(s, o.End):
 		s.add(o.Start, o.End, step{do: dead})
 	}
 }
 
-// forgetsTheIndex tells whether the owner's index may have lost this session, while
+// forgetsTheIndex tells whether the owner's index may by then have lost this session, while
 // the session itself, on another server, was kept.
-func (h *history) forgetsTheIndex(*session) bool { return h.evicts || len(h.windows) > 0 }
+func (h *history) forgetsTheIndex(s *session, by int64) bool {
+	return h.evicts || within(h.windows, s.created.Start, by)
+}
 
 // A verdict is what the checks found.
 type verdict struct {
@@ -443,16 +467,13 @@ func (v *verdict) pages(h *history) {
 
 // limits finds owners who had more sessions after a Limit than it leaves, all of them older.
 func (v *verdict) limits(h *history, all []*session) {
-	if h.evicts || len(h.windows) > 0 {
-		return
-	}
 	for _, o := range h.ops {
 		if o.Do != "limit" || o.Out != done {
 			continue
 		}
 		alive := 0
 		for _, s := range all {
-			if s.created.Owner == o.Owner && s.created.End < o.Start && s.seenAfter(o) {
+			if s.created.Owner == o.Owner && s.created.End < o.Start && !h.forgetsTheIndex(s, forever) && s.seenAfter(o) {
 				alive++
 			}
 		}

@@ -198,9 +198,9 @@ return 1`)
 
 	killClient = fault{name: "client killed", do: func(x *trial) {
 		m := x.member()
-		m.killed = true
 		m.cmd.Process.Kill()
 		m.cmd.Wait()
+		m.killed = now()
 		x.crew = deleteMember(x.crew, m)
 		x.hire()
 	}}

@@ -23,6 +23,11 @@ func TestTheModel(t *testing.T) {
 	sets := func(ms int64, out string) *op { // and takes so long
 		return &op{Start: 3, End: 3 + ms*1e6, Do: set, ID: "a", Owner: "ann", Value: 0, Wrote: 7, Out: out}
 	}
+	oneMore := func(by *op, value int, out string) []*op { // than it was, and seen; and then this
+		return []*op{login, by, call(9, 10, increment, 0, done), call(11, 12, increment, 1, done), call(13, 14, read, 2, done), call(99, 100, read, value, out)}
+	}
+	list := &op{Start: 5, End: 6, Do: "list", Owner: "ann", Out: done}
+	killed := &op{Start: 3, Killed: 4, Do: increment, ID: "a", Owner: "ann", Value: 0}
 	// Others set something in between, again and again, and 7 comes back so often.
 	back := func(times int64, o *op) (ops []*op) {
 		ops = append(ops, login, o)
@@ -80,6 +85,13 @@ func TestTheModel(t *testing.T) {
 		{"the same, where Redis drops the token of a repeat", history{ops: []*op{login, call(3, 7, "renew", 0, gone)}, shed: failover[:1:1]}, true},
 		{"limited", history{ops: []*op{login, limit("b"), call(7, 8, read, unseen, gone)}}, true},
 		{"limited, but kept", history{ops: []*op{login, limit("a"), call(7, 8, read, unseen, gone)}}, false},
+		{"lost long after a failover, and what failed before that", history{ops: oneMore(call(3, 4, increment, 0, unknown), unseen, gone), windows: failover}, false},
+		{"an old value comes back long after a failover, and what failed in it", history{ops: oneMore(call(7, 8, increment, 0, unknown), 1, done), windows: failover}, false},
+		{"the same, and who was killed before it", history{ops: oneMore(killed, 0, done), windows: failover}, false},
+		{"revoked before a failover, and touched before it", history{ops: []*op{login, revoke, call(7, 8, "touch", 0, done)}, windows: []window{{9, 10}}}, false},
+		{"revoked after a failover, and touched", history{ops: []*op{login, revoke, call(7, 8, "touch", 0, done)}, windows: []window{{0, 0}}}, false},
+		{"revoked in a failover, and touched", history{ops: []*op{login, revoke, call(7, 8, "touch", 0, done)}, windows: []window{{3, 4}}}, true},
+		{"alive after a failover, and not listed", history{ops: []*op{login, list, call(9, 10, read, 0, done)}, windows: []window{{0, 0}}}, false},
 	} {
 		if v := c.history.check(); (len(v.illegal) == 0) != c.legal {
 			t.Errorf("%s: legal should be %t: %+v", c.name, c.legal, v)
