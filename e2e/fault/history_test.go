@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"github.com/gorilla/sessions"
+
+	"github.com/redistore/redistore"
 )
 
 // An op is one call of a worker. Times are nanoseconds of a clock that all processes
@@ -159,8 +162,11 @@ type session struct {
 // sessions sorts the calls by session, and turns them into the steps of its model.
 func (h *history) sessions() []*session {
 	all := map[string]*session{}
-	owned := map[string][]*session{}
+	owned, orphaning := map[string][]*session{}, map[string][]*op{}
 	for _, o := range h.ops {
+		if (o.Do == "login" || strings.HasPrefix(o.Do, "renew")) && (o.Out != done || o.End-o.Start > int64(8*time.Millisecond)) {
+			orphaning[o.Owner] = append(orphaning[o.Owner], o)
+		}
 		if o.New == "" || o.Out != done {
 			continue
 		}
@@ -178,7 +184,7 @@ func (h *history) sessions() []*session {
 			case o.Do == "revoke":
 				h.revoke(s, o)
 			case o.Do == "limit":
-				h.limit(s, o)
+				h.limit(s, o, owned[o.Owner], orphaning[o.Owner])
 			case o.Do == "list" && o.Out == done:
 				h.list(s, o)
 			}
@@ -331,16 +337,31 @@ func (h *history) revoke(s *session, o *op) {
 	}
 }
 
-// limit may end whatever the owner had before it, but for what it keeps.
-func (h *history) limit(s *session, o *op) {
+// limit may end what the owner had before it, but for what it keeps, and only if there are
+// as many as it leaves that are not older, or kept. A login that failed, or was repeated, may
+// have left one that nobody knows.
+func (h *history) limit(s *session, o *op, owned []*session, orphaning []*op) {
+	others := 0
+	for _, other := range owned {
+		over := slices.ContainsFunc(other.ends, func(e *op) bool { return e.End < o.Start }) && !h.forgetsTheIndex(other, o.over())
+		if other != s && !over && other.created.Start < o.over() && (other.id == o.Keep || !made(other.id).Before(made(s.id))) {
+			others++
+		}
+	}
 	switch {
 	case s.id == o.Keep || s.created.Start > o.over():
+	case others < o.Most && !slices.ContainsFunc(orphaning, func(l *op) bool {
+		return l.Start < o.over() && l.over() > s.created.Start-int64(time.Second)
+	}):
 	case o.Out == done:
 		s.add(o.Start, o.End, step{do: end, maybe: true})
 	default:
 		s.may(o.Start, o.over(), step{do: end})
 	}
 }
+
+// made is when an ID was, to the second.
+func made(id string) time.Time { return redistore.Created(&sessions.Session{ID: id}) }
 
 // list shows all of the owner's sessions.
 func (h *history) list(s *session, o *op) {
@@ -410,6 +431,13 @@ func (h *history) check() *verdict {
 		})
 	}
 	wg.Wait()
+	for _, o := range h.ops {
+		for _, s := range list {
+			if _, listed := o.Listed[s.id]; listed && s.created.Owner != o.Owner {
+				v.broken = append(v.broken, fmt.Sprintf("%s, of %s, is listed for %s", s.id, s.created.Owner, o.Owner))
+			}
+		}
+	}
 	v.sessions = len(list)
 	v.pages(h)
 	v.limits(h, list)

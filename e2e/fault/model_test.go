@@ -1,6 +1,9 @@
 package fault
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // TestTheModel shows what the checks accept and what they do not, on histories of a few
 // calls.
@@ -28,6 +31,13 @@ func TestTheModel(t *testing.T) {
 	}
 	list := &op{Start: 5, End: 6, Do: "list", Owner: "ann", Out: done}
 	killed := &op{Start: 3, Killed: 4, Do: increment, ID: "a", Owner: "ann", Value: 0}
+	at := func(sec string) string { return sec + "." + strings.Repeat("A", 52) } // an ID of that second
+	limited := func(id string) []*op {                                           // of two, one is left, and then this one is gone
+		return []*op{
+			{Start: 1, End: 2, Do: "login", New: at("a"), Owner: "ann", Out: done}, {Start: 3, End: 4, Do: "login", New: at("b"), Owner: "ann", Out: done},
+			{Start: 5, End: 6, Do: "limit", Owner: "ann", Most: 1, Out: done}, {Start: 7, End: 8, Do: read, ID: id, Owner: "ann", Value: unseen, Out: gone},
+		}
+	}
 	// Others set something in between, again and again, and 7 comes back so often.
 	back := func(times int64, o *op) (ops []*op) {
 		ops = append(ops, login, o)
@@ -85,6 +95,10 @@ func TestTheModel(t *testing.T) {
 		{"the same, where Redis drops the token of a repeat", history{ops: []*op{login, call(3, 7, "renew", 0, gone)}, shed: failover[:1:1]}, true},
 		{"limited", history{ops: []*op{login, limit("b"), call(7, 8, read, unseen, gone)}}, true},
 		{"limited, but kept", history{ops: []*op{login, limit("a"), call(7, 8, read, unseen, gone)}}, false},
+		{"limited, the oldest", history{ops: limited(at("a"))}, true},
+		{"limited, the newest", history{ops: limited(at("b"))}, false},
+		{"limited, after a login that failed", history{ops: append(limited(at("b")), &op{Start: 4, End: 5, Do: "login", Owner: "ann", Out: unknown})}, true},
+		{"limited to more than there are", history{ops: []*op{login, {Start: 5, End: 6, Do: "limit", Owner: "ann", Most: 3, Out: done}, call(7, 8, read, unseen, gone)}}, false},
 		{"lost long after a failover, and what failed before that", history{ops: oneMore(call(3, 4, increment, 0, unknown), unseen, gone), windows: failover}, false},
 		{"an old value comes back long after a failover, and what failed in it", history{ops: oneMore(call(7, 8, increment, 0, unknown), 1, done), windows: failover}, false},
 		{"the same, and who was killed before it", history{ops: oneMore(killed, 0, done), windows: failover}, false},
@@ -151,6 +165,24 @@ func TestTheLimit(t *testing.T) {
 		}
 		if v := h.check(); len(v.broken) != want {
 			t.Errorf("%d sessions are left: %q", alive, v.broken)
+		}
+	}
+}
+
+// TestWhatIsBroken shows what is found in single calls.
+func TestWhatIsBroken(t *testing.T) {
+	login := &op{Start: 1, End: 2, Do: "login", New: "a", Owner: "ann", Out: done}
+	for _, c := range []struct {
+		name   string
+		o      *op
+		broken int
+	}{
+		{"listed for its owner", &op{Start: 3, End: 4, Do: "list", Owner: "ann", Out: done, Listed: map[string]int{"a": 0}}, 0},
+		{"listed for another", &op{Start: 3, End: 4, Do: "list", Owner: "bob", Out: done, Listed: map[string]int{"a": 0}}, 1},
+	} {
+		h := history{ops: []*op{login, c.o}}
+		if v := h.check(); len(v.broken) != c.broken {
+			t.Errorf("%s: %q", c.name, v.broken)
 		}
 	}
 }
