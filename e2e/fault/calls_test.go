@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"time"
 
@@ -129,7 +130,7 @@ func (c *caller) twice(b browser) {
 		c.during(b, request{c.begin("increment", b), r, w, nil}, c.locking, c.addOne)
 	default:
 		o := c.begin("increment", b)
-		o.Value, o.Blind = first.Value+1, true
+		o.Value, o.Blind, o.Age = first.Value+1, true, first.Age
 		c.note(o)
 		c.end(o, c.addOne(request{o, r, w, s}))
 		c.left(b.n, o)
@@ -154,6 +155,8 @@ func (c *caller) read(b browser) *op {
 func (c *caller) touch(b browser) *op {
 	return c.visit(b, "touch", c.plain, func(v request) error {
 		v.s.Options.MaxAge = []int{0, 3600, 86400, 30 * 86400}[c.rng.IntN(4)]
+		v.Age = life(v.s.Options.MaxAge)
+		c.note(v.op)
 		return c.save(v, c.store.Touch)
 	})
 }
@@ -197,6 +200,7 @@ func (c *caller) login(b browser, save saveFunc) *op {
 			redistore.SetOwner(s, b.owner)
 			redistore.SetMaxAge(s, b.age)
 		}
+		o.Age = life(s.Options.MaxAge)
 		err = c.save(request{o, r, w, s}, save)
 		o.New, o.Value, o.Sent = s.ID, 0, sent(w)
 	}
@@ -290,6 +294,9 @@ func (c *caller) addTo(b browser, r *http.Request, w *httptest.ResponseRecorder)
 	o := c.begin("increment", b)
 	called, begun := false, false
 	err := c.locking.Update(r, w, "s", func(s *sessions.Session) error {
+		if called {
+			o.Broken = "Update has called its function twice"
+		}
 		called, o.Saving = true, now()
 		if s.IsNew {
 			if begun = b.page != 0; begun { // as handlers do that do not look
@@ -337,9 +344,15 @@ func (c *caller) logout(b browser) *op {
 	o := c.begin("logout", b)
 	r, w, end := c.request(b.id)
 	defer end()
-	s, _ := c.plain.Get(r, "s")
+	s, err := c.plain.Get(r, "s")
+	if err == nil && !s.IsNew {
+		c.saw(o, s)
+	}
 	s.Options.MaxAge = -1
-	err := c.save(request{o, r, w, s}, c.saving(b).Save)
+	err = c.save(request{o, r, w, s}, c.saving(b).Save)
+	if c.store != nil && !strings.Contains(fmt.Sprint(w.Result().Header["Set-Cookie"]), "Max-Age=0") {
+		o.Broken = fmt.Sprintf("a logout has left the cookie: %v", err)
+	}
 	c.end(o, err)
 	c.left(b.n, o)
 	return o

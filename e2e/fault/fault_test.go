@@ -200,13 +200,16 @@ func run(t *testing.T, s *site, store string, seed uint64, length time.Duration,
 		bag = bag[1:]
 		x.faults[f.name]++
 		x.watch() // a machine that is busy may fail over by itself
+		began := now()
 		f.do(x)
 		topology.Wait(t, "all servers are back in their roles after "+f.name, s.healthy)
+		x.history.faults = append(x.history.faults, window{began, now()})
 		x.told = append(x.told, fmt.Sprintf("%s, until %d; then the primaries are %s", f.name, now(), s.roles()))
 		if f.handsOver {
 			x.watched, x.primaries = now(), s.roles()
 		}
 		x.watch()
+		x.locks()
 	}
 	x.watch()
 	x.begun = now()
@@ -340,6 +343,7 @@ func (x *trial) cleanUp() {
 	client := clients{Kind: x.site.clients.Kind, Addrs: x.site.clients.Addrs}.open()
 	defer client.Close()
 	store := redistore.New(client, key)
+	x.forgotten()
 	named := map[string]bool{}
 	for _, o := range x.history.ops {
 		named[o.Owner] = true
@@ -368,6 +372,7 @@ func (x *trial) cleanUp() {
 			}
 		}
 	}
+	x.lives(x.history.sessions())
 	made := map[string]int64{} // when each session was
 	for _, o := range x.history.ops {
 		if o.New != "" {

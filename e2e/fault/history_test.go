@@ -35,6 +35,8 @@ type op struct {
 	Page           int64          `json:",omitempty"` // the same for all requests of one page
 	Saving         int64          `json:",omitempty"` // when its Save began
 	Sent           string         `json:",omitempty"` // the ID in the response's cookie
+	Age            int            `json:",omitempty"` // seconds that the session then lives
+	Conflict       bool           `json:",omitempty"` // it was refused because another request has changed the session
 	Out            string
 	Err            string `json:",omitempty"`
 	Broken         string `json:",omitempty"` // what the caller saw at once
@@ -143,6 +145,14 @@ type history struct {
 	evicts  bool     // Redis may drop any key
 	windows []window // failovers
 	shed    []window // in which Redis may have dropped what stands beside the sessions
+	faults  []window // all of them
+}
+
+// repeated tells whether a call may have been sent to Redis again after it was done: its reply
+// was lost in a fault, or did not come in time. Between two attempts there is a pause.
+func (h *history) repeated(o *op) bool {
+	took := time.Duration(o.over() - o.Start)
+	return o.Again > 0 || took >= reply || took > 8*time.Millisecond && within(h.faults, o.Start, o.over())
 }
 
 const forever = math.MaxInt64
@@ -164,7 +174,7 @@ func (h *history) sessions() []*session {
 	all := map[string]*session{}
 	owned, orphaning := map[string][]*session{}, map[string][]*op{}
 	for _, o := range h.ops {
-		if (o.Do == "login" || strings.HasPrefix(o.Do, "renew")) && (o.Out != done || o.End-o.Start > int64(8*time.Millisecond)) {
+		if (o.Do == "login" || strings.HasPrefix(o.Do, "renew")) && (o.Out != done || h.repeated(o)) {
 			orphaning[o.Owner] = append(orphaning[o.Owner], o)
 		}
 		if o.New == "" || o.Out != done {
@@ -441,6 +451,7 @@ func (h *history) check() *verdict {
 	v.sessions = len(list)
 	v.pages(h)
 	v.limits(h, list)
+	v.conflicts(h)
 	return v
 }
 

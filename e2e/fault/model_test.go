@@ -3,6 +3,7 @@ package fault
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestTheModel shows what the checks accept and what they do not, on histories of a few
@@ -172,6 +173,9 @@ func TestTheLimit(t *testing.T) {
 // TestWhatIsBroken shows what is found in single calls.
 func TestWhatIsBroken(t *testing.T) {
 	login := &op{Start: 1, End: 2, Do: "login", New: "a", Owner: "ann", Out: done}
+	conflict := func(took time.Duration) *op {
+		return &op{Start: 3, End: 3 + int64(took), Do: increment, ID: "a", Owner: "ann", Value: 0, Out: refused, Conflict: true}
+	}
 	for _, c := range []struct {
 		name   string
 		o      *op
@@ -179,10 +183,43 @@ func TestWhatIsBroken(t *testing.T) {
 	}{
 		{"listed for its owner", &op{Start: 3, End: 4, Do: "list", Owner: "ann", Out: done, Listed: map[string]int{"a": 0}}, 0},
 		{"listed for another", &op{Start: 3, End: 4, Do: "list", Owner: "bob", Out: done, Listed: map[string]int{"a": 0}}, 1},
+		{"a conflict of who may have repeated it", conflict(10 * time.Millisecond), 0},
+		{"a conflict of who has the lock", conflict(time.Millisecond), 1},
 	} {
-		h := history{ops: []*op{login, c.o}}
+		h := history{ops: []*op{login, c.o}, faults: []window{{2, 3}}}
 		if v := h.check(); len(v.broken) != c.broken {
 			t.Errorf("%s: %q", c.name, v.broken)
+		}
+	}
+}
+
+// TestTheLives shows how long a session may live.
+func TestTheLives(t *testing.T) {
+	const sec = int64(time.Second)
+	hour := &op{Start: 10 * sec, End: 10*sec + 1, Do: set, ID: "a", Age: 3600, Out: done}
+	day := &op{Start: 20 * sec, End: 20*sec + 1, Do: "touch", ID: "a", Age: 86400, Out: done}
+	failed := &op{Start: 20 * sec, End: 20*sec + 1, Do: "touch", ID: "a", Age: 86400, Out: unknown}
+	slow := &op{Start: 10 * sec, End: 11 * sec, Do: set, ID: "a", Age: 3600, Out: done}
+	for _, c := range []struct {
+		name string
+		ops  []*op
+		left time.Duration
+		may  bool
+	}{
+		{"as it was made", nil, 60*time.Second - 30*time.Second, true},
+		{"longer", nil, 2 * time.Minute, false},
+		{"as it was saved", []*op{hour}, time.Hour - 20*time.Second, true},
+		{"shorter", []*op{hour}, time.Hour - 25*time.Second, false},
+		{"for ever", []*op{hour}, -1, false},
+		{"as it was touched", []*op{hour, day}, 24*time.Hour - 10*time.Second, true},
+		{"as it was before", []*op{hour, day}, time.Hour - 20*time.Second, false},
+		{"perhaps it was touched", []*op{hour, failed}, 24*time.Hour - 10*time.Second, true},
+		{"or not", []*op{hour, failed}, time.Hour - 20*time.Second, true},
+		{"saved again by what was repeated", []*op{slow, day}, time.Hour, true},
+	} {
+		s := &session{id: "a", created: &op{Start: 0, End: 1, Age: 60, Out: done}, ops: c.ops}
+		if may := s.mayHave(c.left, 30*sec); may != c.may {
+			t.Errorf("%s: %t", c.name, may)
 		}
 	}
 }

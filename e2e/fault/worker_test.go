@@ -96,6 +96,7 @@ const (
 	owners   = 40
 	lease    = 400 * time.Millisecond // the lock's TTL
 	patience = 2 * time.Second        // the lock's Wait
+	reply    = 300 * time.Millisecond // how long the clients wait for one
 )
 
 var (
@@ -119,7 +120,6 @@ func (c clients) open() redis.UniversalClient {
 		}
 		return (&net.Dialer{Timeout: 300 * time.Millisecond}).DialContext(ctx, network, addr)
 	}
-	const reply = 300 * time.Millisecond
 	switch c.Kind {
 	case "cluster":
 		return redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Addrs, Dialer: dial, ReadTimeout: reply, ContextTimeoutEnabled: true})
@@ -347,8 +347,12 @@ func (c *caller) saw(o *op, s *sessions.Session) {
 	case c.store != nil && s.Options.MaxAge != age:
 		o.Broken = fmt.Sprintf("Options.MaxAge of %s is %d, it was set to %d", o.ID, s.Options.MaxAge, age)
 	}
+	o.Age = life(age)
 	c.note(o)
 }
+
+// life is for how many seconds a session with that MaxAge lives.
+func life(maxAge int) int { return cmp.Or(maxAge, 20*60) }
 
 // end notes how a call ended.
 func (c *caller) end(o *op, err error) {
@@ -356,6 +360,7 @@ func (c *caller) end(o *op, err error) {
 	if err != nil {
 		o.Err = err.Error()
 	}
+	o.Conflict = errors.Is(err, redistore.ErrConflict)
 	o.End = now()
 	if o.Out == unknown && o.indexRefused(err) {
 		o.Out = refused
