@@ -44,7 +44,7 @@ func (JSONSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 		if !utf8.ValidString(key) {
 			return nil, fmt.Errorf("JSONSerializer: Values[%q]: the key is not valid UTF-8", key)
 		}
-		if excess := gobvalues.ExcessOf(v, 2*maxJSONDepth, jsonWhole, jsonSent); excess != "" { // encoding/json would overflow the stack
+		if excess := jsonForm.Excess(v); excess != "" { // encoding/json would overflow the stack
 			return nil, fmt.Errorf("JSONSerializer: Values[%q]: json: unsupported value: %s", key, excess)
 		}
 		object[key] = v
@@ -167,6 +167,8 @@ var (
 	textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
 	jsonNumber    = reflect.TypeFor[json.Number]()
 )
+
+var jsonForm = gobvalues.Form{Levels: 2 * maxJSONDepth, Whole: jsonWhole, Sent: jsonSent}
 
 // jsonWhole tells types that make their own JSON.
 func jsonWhole(t reflect.Type) bool {

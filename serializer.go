@@ -35,8 +35,9 @@ type Serializer interface {
 // application's own GobDecode takes. Save refuses what Get would.
 type GobSerializer struct{}
 
-// Serialize encodes session.Values as one gob. A value that cannot be encoded, holds itself,
-// nests more than 1000 deep or holds more than 512 MiB is an error that names its key.
+// Serialize encodes session.Values as one gob. A value that cannot be encoded, or not be
+// decoded again, holds itself, nests more than 1000 deep or holds more than 512 MiB is an error
+// that names its key.
 func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	if data, ok := gobvalues.Encode(session.Values); ok {
 		return data, nil
@@ -80,7 +81,7 @@ func encodeGob(values map[any]any) (data []byte, err error) {
 	if err := gob.NewEncoder(&buf).Encode(values); err != nil {
 		return nil, err
 	}
-	_, err = decodeGob(buf.Bytes())
+	_, err = gobvalues.Scan(buf.Bytes())
 	return buf.Bytes(), err
 }
 

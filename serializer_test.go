@@ -193,7 +193,7 @@ func TestGobRefusesWhatItCouldNotRead(t *testing.T) {
 	for _, v := range []any{half{1}, []any{half{1}}} {
 		s.Values["key"] = v
 		_, err := GobSerializer{}.Serialize(s)
-		wantText(t, err, `Values["key"]: gob: `)
+		wantText(t, err, `Values["key"]: redistore.half has the methods of encoding.BinaryMarshaler, but not those of encoding.BinaryUnmarshaler: it could not be read again`)
 	}
 }
 

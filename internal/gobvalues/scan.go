@@ -412,37 +412,60 @@ func (s *scanner) zero(id int64, room int) {
 
 var (
 	gobEncoder    = reflect.TypeFor[gob.GobEncoder]()
+	gobDecoder    = reflect.TypeFor[gob.GobDecoder]()
 	binaryEncoder = reflect.TypeFor[encoding.BinaryMarshaler]()
+	binaryDecoder = reflect.TypeFor[encoding.BinaryUnmarshaler]()
 )
 
 // encodes tells the types that encode themselves. MarshalText does not count: encoding/gob
 // takes those apart like any other.
 func encodes(t reflect.Type) bool {
-	for _, t := range []reflect.Type{t, reflect.PointerTo(t)} {
-		if t.Implements(gobEncoder) || t.Implements(binaryEncoder) {
-			return true
-		}
+	return has(t, gobEncoder) || has(t, binaryEncoder)
+}
+
+// oneWay says what is wrong with a type that encodes itself and does not decode itself.
+func oneWay(t reflect.Type) string {
+	encoder, decoder := binaryEncoder, binaryDecoder
+	if has(t, gobEncoder) {
+		encoder, decoder = gobEncoder, gobDecoder
 	}
-	return false
+	if has(t, decoder) {
+		return ""
+	}
+	return fmt.Sprintf("%v has the methods of %v, but not those of %v: it could not be read again", t, encoder, decoder)
+}
+
+// has tells whether a type, or a pointer to it, has the methods.
+func has(t, methods reflect.Type) bool {
+	return t.Implements(methods) || reflect.PointerTo(t).Implements(methods)
 }
 
 // Excess says why a value cannot be encoded as a gob: it holds itself, nests more than
-// MaxDepth deep, or is too large; "" if it can.
-func Excess(v any) string {
-	return ExcessOf(v, MaxDepth, encodes, func(f reflect.StructField) bool { return f.IsExported() })
+// MaxDepth deep, is too large, or could not be decoded again; "" if it can.
+func Excess(v any) string { return gobForm.Excess(v) }
+
+var gobForm = Form{MaxDepth, encodes, oneWay, reflect.StructField.IsExported}
+
+// A Form says what of a value is encoded.
+type Form struct {
+	Levels int                            // how deep values may nest
+	Whole  func(reflect.Type) bool        // types that are not looked into
+	Flaw   func(reflect.Type) string      // what is wrong with one of them; nil: nothing
+	Sent   func(reflect.StructField) bool // fields that are looked into
 }
 
-// ExcessOf is Excess for values that nest up to so many levels. It does not look into types
-// that are a whole, nor into fields that are not sent.
-func ExcessOf(v any, levels int, whole func(reflect.Type) bool, sent func(reflect.StructField) bool) string {
-	m := measure{left: maxMemory, whole: whole, sent: sent}
+// Excess says why a value cannot be encoded, or "".
+func (f Form) Excess(v any) string {
+	m := measure{left: maxMemory, Form: f}
 	switch {
-	case m.fits(reflect.ValueOf(v), levels):
+	case m.fits(reflect.ValueOf(v), f.Levels):
 		return ""
+	case m.flaw != "":
+		return m.flaw
 	case m.left < 0:
 		return fmt.Sprintf("it holds more than %d MiB", maxMemory>>20)
 	}
-	return fmt.Sprintf("encountered a cycle, or more than %d levels", levels)
+	return fmt.Sprintf("encountered a cycle, or more than %d levels", f.Levels)
 }
 
 const (
@@ -451,9 +474,9 @@ const (
 )
 
 type measure struct {
-	left  int
-	whole func(reflect.Type) bool
-	sent  func(reflect.StructField) bool
+	Form
+	left int
+	flaw string
 }
 
 // fits tells a value that nests no deeper than so many levels, in the memory that is left.
@@ -462,8 +485,14 @@ func (m *measure) fits(v reflect.Value, levels int) bool {
 	if m.left < 0 || levels < 0 {
 		return false
 	}
-	if !v.IsValid() || m.whole(v.Type()) {
+	if !v.IsValid() {
 		return true
+	}
+	if m.Whole(v.Type()) {
+		if m.Flaw != nil {
+			m.flaw = m.Flaw(v.Type())
+		}
+		return m.flaw == ""
 	}
 	if flat(v.Type()) {
 		return m.holds(v)
@@ -487,7 +516,7 @@ func (m *measure) fits(v reflect.Value, levels int) bool {
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if m.sent(v.Type().Field(i)) && !m.fits(v.Field(i), levels-1) {
+			if m.Sent(v.Type().Field(i)) && !m.fits(v.Field(i), levels-1) {
 				return false
 			}
 		}
