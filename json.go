@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/gorilla/sessions"
@@ -283,7 +284,7 @@ func jsonLosesField(v reflect.Value, object map[string]any) string {
 					return field.Name + ": " + lost
 				}
 			}
-		case !field.IsExported():
+		case !field.IsExported() && !promoted:
 			hidden++
 			if hidden == v.NumField() { // an error, say
 				return fmt.Sprintf("%s has no exported field and would come back empty", v.Type())
@@ -371,5 +372,7 @@ func hasOption(options, option string) bool {
 
 // validJSONName tells the names that encoding/json takes from a tag.
 func validJSONName(name string) bool {
-	return name != "" && !strings.ContainsAny(name, "\"\\,'`") && utf8.ValidString(name)
+	return name != "" && strings.IndexFunc(name, func(c rune) bool {
+		return !unicode.IsLetter(c) && !unicode.IsDigit(c) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", c)
+	}) < 0
 }

@@ -42,6 +42,10 @@ type (
 	}
 	below struct{ Next *above }
 	above struct{ *below }
+	named struct {
+		partial `json:"in"`
+		B       string `json:"☂"` // no name to encoding/json
+	}
 	omits struct {
 		A string `json:",omitempty"`
 		B []int  `json:"b,omitempty"`
@@ -84,6 +88,8 @@ func TestJSONRefusesWhatWouldComeBackWithLess(t *testing.T) {
 		{[]any{map[string]any{"in": &partial{"a", "b"}}}, "hidden: it is not exported"},
 		{dropsOut{"a", "b"}, "text: "},
 		{dropsOut{"", "b"}, ""},
+		{named{partial{"a", ""}, "b"}, ""},
+		{named{partial{"", "b"}, ""}, "partial: hidden: "},
 		{omits{"", []int{}, 0}, ""},
 		{omits{"", nil, 1}, "c: "},
 		{quoted{1<<62 + 1, &big, `"<ü`}, ""},

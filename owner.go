@@ -155,7 +155,7 @@ func (s *Store) Revoke(ctx context.Context, owner string, keep ...string) (int, 
 			return ended, nil
 		}
 	}
-	return ended, errors.New("redistore: revoke: the owner's sessions are renewed faster than they can be ended: repeat it")
+	return ended, failed("revoke", errors.New("the owner's sessions are renewed faster than they can be ended: repeat it"))
 }
 
 // revoke ends those of the entries that are the owner's. It says how many it ended itself,

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/securecookie"
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
 
@@ -29,13 +30,14 @@ import (
 // session when a tenth of MaxAge has passed since it last did.
 func keepAlive(store *redistore.Store, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		age := store.Options.MaxAge
+		session, err := store.Get(r, "session") // which the handler's Get returns too
+		age := session.Options.MaxAge
 		var last int64 // a cookie that anybody may forge: all that this does is to touch
 		if c, err := r.Cookie("touched"); err == nil {
 			last, _ = strconv.ParseInt(c.Value, 10, 64)
 		}
 		if now := time.Now().Unix(); now-last > int64(age/10) {
-			if session, err := store.Get(r, "session"); err == nil && !session.IsNew && store.Touch(r, w, session) == nil {
+			if err == nil && !session.IsNew && store.Touch(r, w, session) == nil {
 				http.SetCookie(w, &http.Cookie{Name: "touched", Value: strconv.FormatInt(now, 10), Path: "/", MaxAge: age, Secure: true, HttpOnly: true})
 			}
 		}
@@ -60,6 +62,22 @@ func TestRecipeKeepAlive(t *testing.T) {
 	redis.Forward(900 * time.Second)
 	if s, _ := store.Get(redis.Request("GET", "/", nil, ann), "session"); s.IsNew {
 		t.Error("it has ended")
+	}
+}
+
+// TestRecipeKeepAliveOfOneSession has a session whose own MaxAge is shorter than the store's.
+func TestRecipeKeepAliveOfOneSession(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redis.Store()
+	handler := keepAlive(store, http.NotFoundHandler())
+	ann := redis.Cookie(store, "session", func(s *sessions.Session) { redistore.SetMaxAge(s, 3600) })
+	touched := &http.Cookie{Name: "touched", Value: strconv.FormatInt(time.Now().Unix()-1200, 10)} // 20 minutes ago
+	for range 4 {
+		redis.Forward(20 * time.Minute)
+		redis.Serve(handler, redis.Request("GET", "/", nil, ann, touched))
+	}
+	if s, _ := store.Get(redis.Request("GET", "/", nil, ann), "session"); s.IsNew {
+		t.Error("it has ended although it was used every 20 minutes")
 	}
 }
 
@@ -371,18 +389,20 @@ func (b both) Get(r *http.Request, name string) (*sessions.Session, error) {
 }
 
 func (b both) New(r *http.Request, name string) (*sessions.Session, error) {
-	session, err := b.redis.New(r, name)
-	if !session.IsNew || errors.Is(err, redistore.ErrNotLoaded) {
-		return session, err
-	}
-	return b.cookies.New(r, name)
+	return b.of(r, name).New(r, name)
 }
 
 func (b both) Save(r *http.Request, w http.ResponseWriter, session *sessions.Session) error {
-	if session.ID != "" {
-		return b.redis.Save(r, w, session)
+	return b.of(r, session.Name()).Save(r, w, session)
+}
+
+// of returns the store that has made the request's cookie.
+func (b both) of(r *http.Request, name string) sessions.Store {
+	var id string
+	if c, err := r.Cookie(name); err == nil && securecookie.DecodeMulti(name, c.Value, &id, b.redis.Codecs...) == nil {
+		return b.redis
 	}
-	return b.cookies.Save(r, w, session)
+	return b.cookies
 }
 
 // TestRecipeServerByServer sends a visitor to servers of all three releases, in any order.
@@ -417,6 +437,25 @@ func TestRecipeServerByServer(t *testing.T) {
 				jar[c.Name] = c
 			}
 		}
+	}
+}
+
+// TestRecipeServerByServerKeepsALogin of the second deployment, when a late request of its page
+// comes to a server of the first.
+func TestRecipeServerByServerKeepsALogin(t *testing.T) {
+	redis := redistoretest.New(t)
+	first := both{sessions.NewCookieStore(testKey), redistore.New(redis.Client, testKey)}
+	second := redistore.New(redis.Client, testKey)
+	old := redis.Cookie(second, "session", func(s *sessions.Session) { s.Values["csrf"] = 1 })
+	r := redis.Request("GET", "/", nil, old)
+	session, _ := second.Get(r, "session")
+	if err := second.Renew(r, httptest.NewRecorder(), session); err != nil {
+		t.Fatal(err)
+	}
+	r, w := redis.Request("GET", "/", nil, old), httptest.NewRecorder()
+	session, _ = first.Get(r, "session")
+	if err := session.Save(r, w); !errors.Is(err, redistore.ErrGone) || len(w.Result().Cookies()) > 0 {
+		t.Errorf("got %v, and cookies %v", err, w.Result().Cookies())
 	}
 }
 

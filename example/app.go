@@ -230,7 +230,7 @@ func (a *app) finish(w http.ResponseWriter, r *http.Request, err error, to strin
 // fail answers what the store refuses.
 func (a *app) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := redistore.Status(err)
-	if status == http.StatusUnauthorized { // logged out elsewhere, while this request was running
+	if status == http.StatusUnauthorized && r.Method != http.MethodGet { // logged out elsewhere, while this request was running
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 		return
 	}
@@ -240,6 +240,7 @@ func (a *app) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 var sorry = map[int]string{
+	http.StatusUnauthorized:        "Your session has ended, or a login whose answer did not arrive has renewed it. Please reload this page in a minute.",
 	http.StatusConflict:            "Another request changed your session meanwhile, so this one changed nothing. Please repeat it.",
 	http.StatusServiceUnavailable:  "Redis cannot be reached, or other requests of yours hold the session. Nothing is lost. Please try again in a moment.",
 	http.StatusInternalServerError: "This is a fault of the program, and trying again will not help. Nothing is lost.",

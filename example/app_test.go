@@ -396,3 +396,26 @@ func TestDevice(t *testing.T) {
 		}
 	}
 }
+
+// TestALostLoginIsNoEndlessRedirect: the browser still has the cookie from before.
+func TestALostLoginIsNoEndlessRedirect(t *testing.T) {
+	_, address := start(t)
+	b := open(t, address)
+	b.get("/")
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, _ := cookiejar.New(nil)
+	old.SetCookies(u, b.Jar.Cookies(u))
+	b.login("Ann")
+	b.Jar = old
+	r, err := b.Get(address + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusUnauthorized {
+		t.Errorf("got %s", r.Status)
+	}
+}
