@@ -24,11 +24,12 @@ type Serializer interface {
 	Deserialize(data []byte, session *sessions.Session) error
 }
 
-// GobSerializer is the default: it gives back every value with its own type. Types
-// other than the basic ones must be registered with [gob.Register], in every
-// program that reads the session, before the first request. To a server that has not
-// registered a type, sessions that hold it are [ErrNotLoaded]: deploy the registration
-// first, and what stores the type after it.
+// GobSerializer is the default: it gives back every value with its own type, as encoding/gob
+// does: of a registered struct, without what is not exported; of a pointer, what was registered;
+// in structs, nil for empty slices and for pointers to zero. Types other than the basic ones
+// must be registered with [gob.Register], in every program that reads the session, before the
+// first request. To a server that has not registered a type, sessions that hold it are
+// [ErrNotLoaded]: deploy the registration first, and what stores the type after it.
 //
 // Whatever stands in Redis gives Values or an error: values nest 1000 deep at most, and
 // take at most 4 MiB of memory and 64 bytes for each byte that is stored, beside what an
