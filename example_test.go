@@ -328,7 +328,7 @@ func ExampleSetOwner() {
 		r, w := httptest.NewRequest("POST", "/login", nil), httptest.NewRecorder()
 		session, _ := store.Get(r, "session")
 		session.Values["device"] = device
-		redistore.SetOwner(session, "user:42")
+		redistore.SetOwner(session, "user:42") // before the login's Renew
 		if err := store.Renew(r, w, session); err != nil {
 			fmt.Println(err)
 		}
