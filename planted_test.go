@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/gob"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -164,12 +166,12 @@ func TestWhateverIsPlantedIsAnError(t *testing.T) {
 	name := os.Getenv(kind)
 	if name == "" {
 		t.Parallel()
-		for name := range plantedGobs {
-			runPlanted(t, kind, name)
-		}
-		runPlanted(t, kind, "JSON")
-		for name := range given {
-			runPlanted(t, kind, name)
+		names := slices.Concat([]string{"JSON"}, slices.Collect(maps.Keys(plantedGobs)), slices.Collect(maps.Keys(given)))
+		for _, name := range names {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				runPlanted(t, kind, name)
+			})
 		}
 		return
 	}
