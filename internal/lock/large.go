@@ -3,8 +3,6 @@ package lock
 import (
 	"context"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // large is the length of a value, in bytes, beyond which it is read and written by a command
@@ -15,27 +13,24 @@ const large = 16 << 10
 // get reads a large value, by a command that no client answers from its cache. If it was
 // changed since it was locked, Version is older, and a Write finds a conflict.
 func (a *attempt) get(ctx context.Context) (string, error) {
-	value, err := a.ask(ctx, func(int64) (any, error) {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		cmd := redis.NewStringCmd(ctx, "getex", a.Key)
-		_ = a.locker.Scripts.Client.Process(ctx, cmd)
-		return cmd.Val(), cmd.Err()
-	})
+	value, err := a.do(ctx, "getex", a.Key)
 	text, _ := value.(string)
 	return text, err
 }
 
 // stage puts a large value where the script finds it.
 func (a *attempt) stage(ctx context.Context, key string, data []byte, life time.Duration) error {
-	_, err := a.ask(ctx, func(int64) (any, error) {
+	_, err := a.do(ctx, "set", key, data, "ex", seconds(life))
+	return err
+}
+
+// do sends one command, and waits like any attempt for a Redis that is busy with itself.
+func (a *attempt) do(ctx context.Context, args ...any) (any, error) {
+	return a.ask(ctx, func(int64) (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
-		cmd := redis.NewStatusCmd(ctx, "set", key, data, "ex", seconds(life))
-		_ = a.locker.Scripts.Client.Process(ctx, cmd)
-		return nil, cmd.Err()
+		return a.locker.Scripts.Client.Do(ctx, args...).Result()
 	})
-	return err
 }
 
 // unstage drops what was not written. If that fails, it expires.

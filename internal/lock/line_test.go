@@ -185,12 +185,11 @@ func TestAPlaceIsNotShortened(t *testing.T) {
 	lease, _ := acquire(t, holder, "k")
 	ctx, end := context.WithCancel(t.Context())
 	defer end()
-	queue := Beside("k", ":queue")
 	for i, l := range []*Locker{many, few} {
 		go l.Acquire(ctx, want("k"))
-		eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), queue).Val() == int64(i+1) })
+		s.queued(t, i+1)
 	}
-	if left := s.admin.PTTL(t.Context(), queue).Val(); left < 20*time.Second {
+	if left := s.admin.PTTL(t.Context(), Beside("k", ":queue")).Val(); left < 20*time.Second {
 		t.Errorf("the queue lives for %v", left)
 	}
 	lease.Release()

@@ -73,6 +73,12 @@ func (s *site) value(t *testing.T, key string) string { return s.admin.Get(t.Con
 
 func want(key string) Want { return Want{Key: key, TTL: 10 * time.Second, Wait: 15 * time.Second} }
 
+// queued waits until so many processes are in k's queue.
+func (s *site) queued(t *testing.T, n int) {
+	t.Helper()
+	eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == int64(n) })
+}
+
 func acquire(t *testing.T, l *Locker, key string) (*Lease, Value) {
 	t.Helper()
 	ctx, end := context.WithCancel(t.Context())
@@ -330,17 +336,16 @@ func TestADeletionLeavesAMark(t *testing.T) {
 
 // TestProcessesAreServedInOrder queues them one by one.
 func TestProcessesAreServedInOrder(t *testing.T) {
-	for name, allowed := range map[string]bool{"with wake-ups": true, "without": false} {
+	for name, rights := range map[string][]any{
+		"with wake-ups":             {"&*"},
+		"without":                   {"resetchannels"},
+		"without the right to wake": {"&*", "-publish"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			s := realSite(t)
-			if !allowed { // their channel
-				must(t, s.admin.Do(t.Context(), "ACL", "SETUSER", "app", "on", "nopass", "~*", "+@all", "resetchannels").Err())
-			}
-			as := func(o *redis.Options) {
-				if !allowed {
-					o.Username, o.Password = "app", "any"
-				}
-			}
+			user := []any{"ACL", "SETUSER", "app", "on", "nopass", "~*", "+@all"}
+			must(t, s.admin.Do(t.Context(), append(user, rights...)...).Err())
+			as := func(o *redis.Options) { o.Username, o.Password = "app", "any" }
 			s.set(t, "k", "0")
 			first, _ := s.process(t, as)
 			lease, v := acquire(t, first, "k")
@@ -355,7 +360,7 @@ func TestProcessesAreServedInOrder(t *testing.T) {
 					_, err := write(l, "k", lease, v.Version, strconv.Itoa(i))
 					must(t, err)
 				})
-				eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == int64(i+1) })
+				s.queued(t, i+1)
 			}
 			_, err := write(first, "k", lease, v.Version, "1")
 			must(t, err)
@@ -381,7 +386,7 @@ func TestTheDeadDelayTheOthersLittle(t *testing.T) {
 		got <- time.Now()
 		lease.Release()
 	}()
-	eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == 2 })
+	s.queued(t, 2)
 	released := time.Now()
 	_, err := write(l, "k", lease, v.Version, "1")
 	must(t, err)

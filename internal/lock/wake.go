@@ -139,7 +139,7 @@ func (w *waker) listen(sub *redis.PubSub) {
 			err = w.client.Publish(context.Background(), w.channel, "").Err() // which an ACL may forbid alone
 			w.mu.Lock()
 		case *redis.Message:
-			w.heard = w.sub == sub
+			w.heard = true
 			if m.Payload != "" {
 				w.wake(m.Payload)
 			}

@@ -55,7 +55,7 @@ func TestSubscribingHoldsNobodyUp(t *testing.T) {
 		}
 		lease.Release()
 	})
-	eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == 1 })
+	s.queued(t, 1)
 	free, _ := acquire(t, l, "free")
 	free.Release()
 	lease.Release()
@@ -82,33 +82,4 @@ func TestALockThatRanOutIsNoMissedWakeUp(t *testing.T) {
 	change(t, l, "k", "2")
 	equal(t, "unwoken", l.Stats().Unwoken, 0)
 	equal(t, "subscribed", subscribed(l), true)
-}
-
-// TestWithoutTheRightToPublish alone, the order holds.
-func TestWithoutTheRightToPublish(t *testing.T) {
-	s := realSite(t)
-	must(t, s.admin.Do(t.Context(), "ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", "-publish").Err())
-	as := func(o *redis.Options) { o.Username, o.Password = "app", "any" }
-	s.set(t, "k", "0")
-	first, _ := s.process(t, as)
-	lease, v := acquire(t, first, "k")
-	const n = 6
-	order := make(chan int, n)
-	var all sync.WaitGroup
-	for i := range n {
-		l, _ := s.process(t, as)
-		all.Go(func() {
-			lease, v := acquire(t, l, "k")
-			order <- i
-			_, err := write(l, "k", lease, v.Version, "x")
-			must(t, err)
-		})
-		eventually(t, "it is in the queue", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == int64(i+1) })
-	}
-	_, err := write(first, "k", lease, v.Version, "1")
-	must(t, err)
-	for i := range n {
-		equal(t, "served", <-order, i)
-	}
-	all.Wait()
 }

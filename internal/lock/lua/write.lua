@@ -30,9 +30,9 @@ end
 
 local version = redis.call("GET", KEYS[3])
 if version == ARGV[5] then return finish("done") end
-if version and string.sub(version, -1) == "?" and not seen(version, first) then version = false end
 if version and not seen(version, first) then
-	return finish(redis.call("EXISTS", KEYS[1]) == 1 and "conflict" or "gone")
+	if string.sub(version, -1) ~= "?" then return finish(redis.call("EXISTS", KEYS[1]) == 1 and "conflict" or "gone") end
+	version = false -- nobody has written since it ran out
 end
 -- While lock and version are there, nobody else has written, and the value need not be read.
 if not version or holder ~= ARGV[1] then
