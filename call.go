@@ -258,10 +258,9 @@ func (c *call) renewal(renew bool) writer {
 }
 
 // succeed creates a session for a request that came with an ID which has no record, or with
-// a cookie of CookieStore. Other
-// requests may come with it too, and one of them may have a login. That claims the ID, and
-// the others look, once the record is there, whether one has: so of those that meet, none
-// but the login sends a cookie.
+// a cookie of CookieStore. Other requests may come with it too, and one of them may have a
+// login. That claims the ID, and the others look, once the record is there, whether one has:
+// so of those that meet, none but the login sends a cookie.
 func (c *call) succeed(ctx context.Context, rec record, renew bool) error {
 	if err := c.by.create(ctx, c, rec); err != nil {
 		return err
@@ -282,8 +281,11 @@ func (c *call) succeed(ctx context.Context, rec record, renew bool) error {
 // prove.
 func (c *call) proven() []string {
 	ids, _ := c.store().ids(c.r, c.session.Name())
+	if c.state.status == moving {
+		return ids // its own is its cookie's, and no record's
+	}
 	for _, id := range []string{c.state.id, c.session.ID} {
-		if id != "" && c.state.status != moving {
+		if id != "" {
 			ids = append([]string{id}, slices.DeleteFunc(ids, func(other string) bool { return other == id })...)
 		}
 	}

@@ -478,13 +478,12 @@ func TestRecipeShutdown(t *testing.T) {
 		return errors.Join(err, client.Close())
 	}
 	entered, stopped := make(chan struct{}), make(chan struct{})
-	l, err := net.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
+	address := make(chan string, 1)
+	listens := func(l net.Listener) context.Context {
+		address <- l.Addr().String()
+		return context.Background()
 	}
-	addr := l.Addr().String()
-	l.Close()
-	server := &http.Server{Addr: addr, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{Addr: "localhost:0", BaseContext: listens, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session")
 		close(entered)
 		<-stopped
@@ -500,13 +499,7 @@ func TestRecipeShutdown(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- serve(ctx, server) }()
 	go func() { <-entered; stop() }()
-	var response *http.Response
-	for range 100 { // until it listens
-		if response, err = http.Get("http://" + addr); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	response, err := http.Get("http://" + <-address)
 	if err != nil {
 		t.Fatal(err)
 	}

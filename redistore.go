@@ -87,9 +87,10 @@ const (
 //
 // Get, Save, Renew and Touch are one Redis command each, and take 5 seconds at most if the
 // client was made with ContextTimeoutEnabled. With a cookie whose ID Redis does not know, Get,
-// Save and Renew are two each, and with one of CookieStore's the first Save or Renew. Where the keys may be on several servers, Renew is two or more.
-// What an owner adds, see [SetOwner]. Reads end with the request's context; writes do not,
-// because a client that hangs up must not be able to half-cancel a logout.
+// Save and Renew are two each, and with one of CookieStore's the first Save or Renew. Where the
+// keys may be on several servers, Renew is two or more. What an owner adds, see [SetOwner].
+// Reads end with the request's context; writes do not, because a client that hangs up must not
+// be able to half-cancel a logout.
 type Store struct {
 	// Codecs sign the session ID, and encrypt it where an encryption key was given.
 	// The first encodes, all decode. New makes them from keyPairs, without an age

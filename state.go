@@ -26,7 +26,7 @@ const (
 // is never changed, only replaced, so that copies of a request may share a session.
 type state struct {
 	status status
-	id     string        // of its record; fresh: what its cookie proves and Redis does not know, or ""; moving: of its cookie
+	id     string        // of its record; fresh: what its cookie proves and Redis does not know, or ""; moving: its cookie's hash
 	store  *Store        // that loaded or saved it; nil: none did
 	lock   *LockingStore // that loaded or saved it, if one did
 	seen   *lock.Version // what the lock saw

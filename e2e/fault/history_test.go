@@ -152,7 +152,7 @@ type history struct {
 // was lost in a fault, or did not come in time. Between two attempts there is a pause.
 func (h *history) repeated(o *op) bool {
 	took := time.Duration(o.over() - o.Start)
-	return o.Again > 0 || took >= reply || took > 8*time.Millisecond && within(h.faults, o.Start, o.over())
+	return o.Again > 0 || took >= reply || took > backoff && within(h.faults, o.Start, o.over())
 }
 
 const forever = math.MaxInt64
@@ -174,7 +174,7 @@ func (h *history) sessions() []*session {
 	all := map[string]*session{}
 	owned, orphaning := map[string][]*session{}, map[string][]*op{}
 	for _, o := range h.ops {
-		if (o.Do == "login" || strings.HasPrefix(o.Do, "renew")) && (o.Out != done || h.repeated(o)) {
+		if o.begins() && (o.Out != done || h.repeated(o)) {
 			orphaning[o.Owner] = append(orphaning[o.Owner], o)
 		}
 		if o.New == "" || o.Out != done {
@@ -234,6 +234,14 @@ func (s *session) may(start, until int64, what step) {
 	s.steps = append(s.steps, porcupine.Operation{Input: what, Call: start, Return: forever})
 }
 
+// begins tells a call that makes a session with a new ID.
+func (o *op) begins() bool { return o.Do == "login" || strings.HasPrefix(o.Do, "renew") }
+
+// ended tells a call that has ended the session that it came with.
+func (o *op) ended() bool {
+	return o.Out == done && (o.Do == "logout" || strings.HasPrefix(o.Do, "renew"))
+}
+
 // over is when a call was: a process that was killed made it no longer.
 func (o *op) over() int64 { return cmp.Or(o.End, o.Killed, forever) }
 
@@ -276,7 +284,7 @@ func (s *session) call(o *op) {
 		does(set, o.Wrote)
 		s.repeats(o, o.Out != done)
 	}
-	if o.Out == done && (o.Do == "logout" || strings.HasPrefix(o.Do, "renew")) {
+	if o.ended() {
 		s.ends = append(s.ends, o)
 	}
 }
@@ -288,7 +296,7 @@ func (s *session) repeats(o *op, late bool) {
 	took := time.Duration(o.over() - o.Start)
 	late = late || took > 50*time.Millisecond || o.Again > 0
 	handlers := time.Duration(o.Again)
-	for range min(3*(1+handlers), took/(8*time.Millisecond)) + handlers {
+	for range min(3*(1+handlers), took/backoff) + handlers {
 		if late {
 			s.may(o.Start, o.over(), step{do: set, value: o.Wrote})
 		} else {
@@ -487,7 +495,7 @@ func (v *verdict) pages(h *history) {
 		}
 	}
 	for _, page := range pages {
-		i := slices.IndexFunc(page, func(o *op) bool { return (o.Do == "login" || strings.HasPrefix(o.Do, "renew")) && o.Out == done })
+		i := slices.IndexFunc(page, func(o *op) bool { return o.begins() && o.Out == done })
 		if i < 0 {
 			continue
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -78,7 +77,7 @@ func (s *session) mayHave(left time.Duration, at int64) bool {
 	}
 	return slices.ContainsFunc(sets, func(o *op) bool {
 		late := o.over() // it was repeated, perhaps, and arrives when it likes
-		if o.Out != done || o.Do != increment && o != s.created && late-o.Start > int64(8*time.Millisecond) {
+		if o.Out != done || o.Do != increment && o != s.created && late-o.Start > int64(backoff) {
 			late = at
 		}
 		for _, after := range sets {
@@ -114,7 +113,7 @@ func (x *trial) forgotten() {
 		}
 	}
 	for _, o := range x.history.ops {
-		if (o.Do == "logout" || strings.HasPrefix(o.Do, "renew")) && o.Out == done && o.Value != unseen && listed[o.ID] {
+		if o.ended() && o.Value != unseen && listed[o.ID] {
 			x.t.Errorf("the index lists %s still, after its %s", o.ID, o.Do)
 		}
 	}

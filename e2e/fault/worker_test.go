@@ -97,6 +97,7 @@ const (
 	lease    = 400 * time.Millisecond // the lock's TTL
 	patience = 2 * time.Second        // the lock's Wait
 	reply    = 300 * time.Millisecond // how long the clients wait for one
+	backoff  = 8 * time.Millisecond   // and at least, before they repeat a command
 )
 
 var (
@@ -372,7 +373,7 @@ func (c *caller) end(o *op, err error) {
 // written. An attempt before that, whose reply was lost, would have taken longer.
 func (o *op) indexRefused(err error) bool {
 	var reply redis.Error
-	if !errors.As(err, &reply) || o.Again > 0 || o.End-o.Start > int64(8*time.Millisecond) {
+	if !errors.As(err, &reply) || o.Again > 0 || o.End-o.Start > int64(backoff) {
 		return false
 	}
 	switch o.Do {
