@@ -456,9 +456,15 @@ func (s *server) free(t *testing.T) {
 // eventually waits for what other goroutines are about to do.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !done(); runtime.Gosched() {
+	within(t, 5*time.Second, what, done)
+}
+
+// within is eventually with another limit.
+func within(t *testing.T, limit time.Duration, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !done(); runtime.Gosched() {
 		if time.Now().After(deadline) {
-			t.Fatal("not after 5 s: " + what)
+			t.Fatalf("not after %v: %s", limit, what)
 		}
 	}
 }
