@@ -19,9 +19,13 @@ type line struct {
 }
 
 type turn struct {
+	*attempt
 	lease *Lease
-	came  chan struct{} // closed when it comes
+	came  chan *Lease // gets the lease whose turn comes: its own, or one of the same owner
 }
+
+// shares tells whether the attempt's owner is the lease's. Nobody waits for himself.
+func (a *attempt) shares(lease *Lease) bool { return a.Same != nil && a.Same(lease.owner, a.Owner) }
 
 // enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
 func (a *attempt) enter(ctx context.Context) (*Lease, error) {
@@ -34,7 +38,7 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 		l.mu.Unlock()
 		return lease, nil
 	}
-	if a.Same != nil && a.Same(q.holder.owner, a.Owner) && q.holder.open() { // nobody waits for himself
+	if a.shares(q.holder) && q.holder.open() {
 		defer l.mu.Unlock()
 		return q.holder, nil
 	}
@@ -43,7 +47,7 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 		l.stats.refused.Add(1)
 		return nil, fmt.Errorf("%w: %d requests of this process wait for it already, which is MaxWaiters", ErrLocked, n)
 	}
-	t := turn{lease, make(chan struct{})}
+	t := turn{a, lease, make(chan *Lease, 1)}
 	q.waiting = append(q.waiting, t)
 	l.mu.Unlock()
 
@@ -51,13 +55,13 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	timer := time.NewTimer(time.Until(a.deadline))
 	defer timer.Stop()
 	select {
-	case <-t.came:
+	case lease := <-t.came:
 		return lease, nil
 	case <-ctx.Done():
 	case <-timer.C:
 	}
 	l.stats.refused.Add(1)
-	if !l.leave(a.Key, t) {
+	if !l.leave(a.Key, t) && <-t.came == lease {
 		lease.end() // the turn has come at this very moment
 	}
 	return nil, ended(ctx, ErrLocked)
@@ -68,7 +72,7 @@ func (l *Locker) leave(key string, t turn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.lines[key]
-	if q == nil || q.holder == t.lease {
+	if q == nil {
 		return false
 	}
 	i := slices.IndexFunc(q.waiting, func(other turn) bool { return other == t })
@@ -79,7 +83,7 @@ func (l *Locker) leave(key string, t turn) bool {
 	return true
 }
 
-// pass gives the turn to the next in line.
+// pass gives the turn to the next in line, and to those who share it.
 func (l *Locker) pass(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -88,9 +92,14 @@ func (l *Locker) pass(key string) {
 		delete(l.lines, key)
 		return
 	}
-	next := q.waiting[0]
-	q.holder, q.waiting = next.lease, slices.Delete(q.waiting, 0, 1)
-	close(next.came)
+	q.holder = q.waiting[0].lease
+	q.waiting = slices.DeleteFunc(q.waiting, func(t turn) bool {
+		comes := t.lease == q.holder || t.shares(q.holder)
+		if comes {
+			t.came <- q.holder
+		}
+		return comes
+	})
 }
 
 // last tells whether nobody waits behind the one whose turn it is.
