@@ -63,7 +63,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 		lease.end()
 		return v, false, err
 	case err != nil: // a reply may have been lost, and the lock been taken
-		go lease.release()
+		go lease.abandon()
 		if ctx.Err() != nil && !a.waits.IsZero() { // it has waited until its end
 			l.stats.refused.Add(1)
 			err = ended(ctx, ErrLocked)
@@ -75,7 +75,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 	text, ok := parts[0].(string)
 	if !ok {
 		if text, err = a.get(ctx); err != nil {
-			go lease.release()
+			go lease.abandon()
 			return v, false, err
 		}
 	}

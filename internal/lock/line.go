@@ -178,13 +178,31 @@ func (l *Lease) arm(ctx context.Context, ttl time.Duration) bool {
 	return true
 }
 
-// unused tells whether the context that has ended was the last one.
+// unused tells whether the context that has ended was the last one, and closes the lease
+// then: nobody is to share what is being given up.
 func (l *Lease) unused(done <-chan struct{}) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, shared := l.ends[done]
 	delete(l.ends, done)
-	return shared && len(l.ends) == 0
+	if !shared || len(l.ends) > 0 {
+		return false
+	}
+	l.over = true
+	l.disarm()
+	return true
+}
+
+// abandon is for one who was to share the lease and does not know what Redis made of that.
+// Who else has the lease keeps it, and gives it up.
+func (l *Lease) abandon() {
+	l.mu.Lock()
+	kept := len(l.ends) > 0
+	l.over = l.over || !kept
+	l.mu.Unlock()
+	if !kept {
+		l.release()
+	}
 }
 
 // disarm also forgets the contexts, which may lead to whoever keeps the lease.

@@ -1,8 +1,13 @@
 package lock
 
 import (
+	"context"
+	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // by is a Want of somebody who shares the lock with himself.
@@ -36,4 +41,64 @@ func TestWhoWaitsTwiceDoesNotWaitForItself(t *testing.T) {
 			t.Errorf("they waited for each other: %v", took)
 		}
 	})
+}
+
+// TestACopyThatFailsLeavesTheOthersTheirLock has one of those who share it ask with a context
+// that has ended.
+func TestACopyThatFailsLeavesTheOthersTheirLock(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		l, _ := s.process(t)
+		other, _ := s.process(t)
+		lease, _, err := l.Acquire(t.Context(), by("ann"))
+		must(t, err)
+		ctx, end := context.WithCancel(t.Context())
+		end()
+		_, _, err = l.Acquire(ctx, by("ann"))
+		wantErr(t, err, context.Canceled)
+		time.Sleep(100 * time.Millisecond) // what it would do, it does in the background
+		w := want("k")
+		w.Wait = 0
+		_, _, err = other.Acquire(t.Context(), w)
+		wantErr(t, err, ErrLocked)
+		equal(t, "it is held", lease.open(), true)
+	})
+}
+
+// TestALockThatIsBeingReleasedIsNotShared has a copy come while the end of another gives the
+// lock up.
+func TestALockThatIsBeingReleasedIsNotShared(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		l, client := s.process(t)
+		other, _ := s.process(t)
+		ctx, end := context.WithCancel(t.Context())
+		_, _, err := l.Acquire(ctx, by("ann"))
+		must(t, err)
+		releasing, proceed := make(chan bool), make(chan bool)
+		var once sync.Once
+		client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+			if isRelease(cmd) {
+				once.Do(func() { close(releasing); <-proceed })
+			}
+			return send()
+		}))
+		end()
+		<-releasing
+		time.AfterFunc(50*time.Millisecond, func() { close(proceed) })
+		lease, _, err := l.Acquire(t.Context(), by("ann"))
+		must(t, err)
+		<-proceed
+		time.Sleep(100 * time.Millisecond)
+		equal(t, "it is held", lease.open(), true)
+		w := want("k")
+		w.Wait = 0
+		_, _, err = other.Acquire(t.Context(), w)
+		wantErr(t, err, ErrLocked)
+	})
+}
+
+// isRelease tells a release by its script or its number of arguments.
+func isRelease(cmd redis.Cmder) bool {
+	return strings.HasPrefix(cmd.Name(), "eval") && len(cmd.Args()) == 3+4+3
 }
