@@ -59,8 +59,11 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 			max(1, millis(a.TTL)), seconds(a.life()), seconds(a.Expire), l.large)
 	})
 	switch {
-	case errors.Is(err, ErrLocked), errors.Is(err, redis.Nil):
+	case errors.Is(err, redis.Nil):
 		lease.end()
+		return v, false, err
+	case errors.Is(err, ErrLocked):
+		a.giveUp(lease)
 		return v, false, err
 	case err != nil: // a reply may have been lost, and the lock been taken
 		go lease.abandon()
@@ -119,11 +122,18 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		}
 		if locked {
 			a.locker.stats.refused.Add(1)
-			if a.locker.last(a.Key) {
-				go a.locker.unlock(ctx, keysOf(a.Key), "", true)
-			}
 		}
 		return nil, ended(ctx, err)
+	}
+}
+
+// giveUp ends a lease for which there was no lock. Who does not wait is in no queue.
+func (a *attempt) giveUp(lease *Lease) {
+	lease.close()
+	if a.Wait > 0 {
+		go lease.release()
+	} else {
+		lease.end()
 	}
 }
 

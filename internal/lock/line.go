@@ -102,12 +102,12 @@ func (l *Locker) pass(key string) {
 	})
 }
 
-// last tells whether nobody waits behind the one whose turn it is.
-func (l *Locker) last(key string) bool {
+// last tells whether it is the lease's turn, and nobody waits behind it.
+func (l *Locker) last(lease *Lease) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.lines[key]
-	return q == nil || len(q.waiting) == 0
+	q := l.lines[lease.key]
+	return q != nil && q.holder == lease && len(q.waiting) == 0
 }
 
 // holder returns the lease of whoever has the turn, or nil.
@@ -253,11 +253,11 @@ func (l *Lease) Release() {
 	}
 }
 
-// release gives up what may be locked, and then lets the next of this process ask. A Redis
-// that was stopped may yet get the request that locks, so it is told again until the lock
+// release gives up what may be locked, and the place in the queue if nobody needs it, and
+// then lets the next of this process ask, who may have to queue again. A Redis that was stopped may yet get the request that locks, so it is told again until the lock
 // has run out.
 func (l *Lease) release() {
-	err := l.locker.unlock(context.Background(), l.keys, l.token, false)
+	err := l.locker.unlock(context.Background(), l.keys, l.token, l.locker.last(l))
 	l.end()
 	if err != nil && !script.IsReply(err) {
 		go l.releaseAgain()

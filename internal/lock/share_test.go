@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,4 +102,64 @@ func TestALockThatIsBeingReleasedIsNotShared(t *testing.T) {
 // isRelease tells a release by its script or its number of arguments.
 func isRelease(cmd redis.Cmder) bool {
 	return strings.HasPrefix(cmd.Name(), "eval") && len(cmd.Args()) == 3+4+3
+}
+
+// TestWhoEndsWhileAskingLeavesTheQueue, not only who ends between two questions.
+func TestWhoEndsWhileAskingLeavesTheQueue(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		holder, _ := s.process(t)
+		_, _ = acquire(t, holder, "k")
+		l, client := s.process(t)
+		ctx, end := context.WithCancel(t.Context())
+		var asked atomic.Int32
+		client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, send func() error) error {
+			if strings.HasPrefix(cmd.Name(), "eval") && asked.Add(1) == 2 {
+				end()
+				return ctx.Err()
+			}
+			return send()
+		}))
+		start := time.Now()
+		_, _, err := l.Acquire(ctx, want("k"))
+		wantErr(t, err, ErrLocked)
+		eventually(t, "it has left", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == 0 })
+		if took := time.Since(start); took > 2*maxIdle {
+			t.Errorf("it left after %v", took)
+		}
+	})
+}
+
+// TestWhoGivesUpLeavesNobodyElsesPlace has another of the process come as one leaves.
+func TestWhoGivesUpLeavesNobodyElsesPlace(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		holder, _ := s.process(t)
+		held, _ := acquire(t, holder, "k")
+		l, client := s.process(t)
+		proceed := make(chan bool)
+		client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+			if isRelease(cmd) {
+				<-proceed
+			}
+			return send()
+		}))
+		w := want("k")
+		w.Wait = 10 * time.Millisecond
+		_, _, err := l.Acquire(t.Context(), w)
+		wantErr(t, err, ErrLocked)
+		got := make(chan error)
+		asked := l.Stats().Waits
+		go func() {
+			_, _, err := l.Acquire(t.Context(), want("k"))
+			got <- err
+		}()
+		eventually(t, "the other waits", func() bool { return l.Stats().Waits > asked })
+		time.Sleep(50 * time.Millisecond)
+		close(proceed)
+		time.Sleep(50 * time.Millisecond)
+		equal(t, "places in the queue", s.admin.LLen(t.Context(), Beside("k", ":queue")).Val(), 1)
+		held.Release()
+		must(t, <-got)
+	})
 }

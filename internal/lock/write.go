@@ -109,14 +109,16 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 		why := attempted{sight{token, script.Digest(w.Data)}, cmp.Or(lost, err)}
 		w.Seen = &Version{w.Seen.last, append(slices.Clone(w.Seen.maybe), why)}
 	}
-	if err != nil && !errors.Is(err, ErrLocked) {
+	switch {
+	case errors.Is(err, ErrLocked):
+		a.giveUp(lease)
+		return w.Seen, cmp.Or(lost, err)
+	case err != nil:
 		go lease.release() // what became of the lock is not known
 		return w.Seen, err
 	}
 	lease.end()
 	switch {
-	case err != nil:
-		return w.Seen, cmp.Or(lost, err)
 	case reply == "done":
 		return saw(token, w.Data), nil
 	case lost != nil: // a lost attempt may have been done before others came
