@@ -212,7 +212,7 @@ func (l *LockingStore) want(id string) lock.Want {
 func (l *LockingStore) read(c *call, id string, life time.Duration, until time.Time) ([]byte, error) {
 	want := l.want(id)
 	want.Owner = newRequester(c)
-	want.Wait = min(l.Wait, time.Until(until))
+	want.Wait = time.Until(until) - timeout // less than Wait for a second cookie's
 	if l.IdleTimeout > 0 {
 		want.Expire = life
 	}

@@ -46,13 +46,19 @@ func (l *Locker) attempt(w Want) *attempt {
 	return &attempt{Want: w, locker: l, deadline: time.Now().Add(w.Wait)}
 }
 
+// bounded bounds what is sent to Redis: by timeout, and all of an attempt by its Wait and
+// timeout.
+func (a *attempt) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, min(timeout, time.Until(a.deadline)+timeout))
+}
+
 // take asks Redis for the lock. It is not taken if another goroutine has ended the lease
 // meanwhile.
 func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, err error) {
 	l := a.locker
 	var asked time.Time
 	reply, err := a.ask(ctx, func(queue int64) (any, error) {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
+		ctx, cancel := a.bounded(ctx)
 		defer cancel()
 		asked = time.Now()
 		return l.run(ctx, acquireScript, lease.keys, lease.token, l.process, queue, millis(reserve),

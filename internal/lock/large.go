@@ -27,7 +27,7 @@ func (a *attempt) stage(ctx context.Context, key string, data []byte, life time.
 // do sends one command, and waits like any attempt for a Redis that is busy with itself.
 func (a *attempt) do(ctx context.Context, args ...any) (any, error) {
 	return a.ask(ctx, func(int64) (any, error) {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
+		ctx, cancel := a.bounded(ctx)
 		defer cancel()
 		return a.locker.Scripts.Client.Do(ctx, args...).Result()
 	})

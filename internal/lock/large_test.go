@@ -178,6 +178,30 @@ func TestALargeValueWaitsForABusyRedis(t *testing.T) {
 	must(t, err)
 }
 
+// TestALargeValueHasOneDeadline has Redis answer each command after 3 s.
+func TestALargeValueHasOneDeadline(t *testing.T) {
+	s := realSite(t)
+	s.large = 0
+	s.set(t, "k", "0")
+	l, client := s.process(t, func(o *redis.Options) { o.ContextTimeoutEnabled = true })
+	must(t, client.Ping(t.Context()).Err()) // so that it is connected
+	client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, send func() error) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(3 * time.Second):
+			return send()
+		}
+	}))
+	w := want("k")
+	w.Wait = 0
+	start := time.Now()
+	_, _, err := l.Acquire(t.Context(), w)
+	if took := time.Since(start); took > timeout+500*time.Millisecond {
+		t.Errorf("it took %v: %v", took, err)
+	}
+}
+
 type busyError string
 
 func (e busyError) Error() string { return string(e) }

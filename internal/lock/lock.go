@@ -74,7 +74,7 @@ func New(scripts *script.Runner, prefix string) *Locker {
 type Want struct {
 	Key        string
 	TTL        time.Duration // of the lock
-	Wait       time.Duration // for the lock; 0: not at all
+	Wait       time.Duration // for the lock; 0: not at all; less: nor for Redis as long as timeout
 	MaxWaiters int           // of this process; 0: no limit
 	Expire     time.Duration // the key's expiry from now; 0: as it is
 

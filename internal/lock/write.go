@@ -160,7 +160,7 @@ func (a *attempt) send(ctx context.Context, w Write, holder *Lease, token string
 		args = append(args, s.token, s.digest)
 	}
 	reply, err = a.ask(ctx, func(queue int64) (any, error) {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
+		ctx, cancel := a.bounded(ctx)
 		defer cancel()
 		args[2] = queue
 		for attempt := 1; ; attempt++ {
