@@ -211,8 +211,8 @@ func (l *LockingStore) want(id string) lock.Want {
 // is saved before.
 func (l *LockingStore) read(c *call, id string, life time.Duration, until time.Time) ([]byte, error) {
 	want := l.want(id)
-	want.Owner = newRequester(c)
-	want.Wait = time.Until(until) - timeout // less than Wait for a second cookie's
+	want.Owner, want.Alone = newRequester(c), c.alone // an Update shares its lock with no other
+	want.Wait = time.Until(until) - timeout           // less than Wait for a second cookie's
 	if l.IdleTimeout > 0 {
 		want.Expire = life
 	}
@@ -313,7 +313,6 @@ type requester struct {
 	registry weak.Pointer[sessions.Registry] // those made after Get share gorilla's registry
 	line     *byte                           // clones share the memory of the request line
 	done     <-chan struct{}                 // and HTTP/2, which may reuse that, tells streams apart by this
-	alone    bool                            // an Update shares its lock with no other
 }
 
 func newRequester(c *call) any {
@@ -325,7 +324,6 @@ func newRequester(c *call) any {
 		// If the request has none, one that nobody else has. It leaves the request as it is.
 		registry: weak.Make(sessions.GetRegistry(c.r.WithContext(c.context()))),
 		done:     c.context().Done(),
-		alone:    c.alone,
 	}
 	if c.r.RequestURI != "" {
 		q.line = unsafe.StringData(c.r.RequestURI)
@@ -336,7 +334,7 @@ func newRequester(c *call) any {
 func sameRequester(holder, owner any) bool {
 	a, _ := holder.(*requester)
 	b, _ := owner.(*requester)
-	return a != nil && b != nil && !(a.alone && b.alone) &&
+	return a != nil && b != nil &&
 		(a.header != nil && a.header == b.header || a.registry == b.registry ||
 			a.line != nil && a.line == b.line && a.done == b.done)
 }

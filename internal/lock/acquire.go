@@ -72,7 +72,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 		a.giveUp(lease)
 		return v, false, err
 	case err != nil: // a reply may have been lost, and the lock been taken
-		go lease.abandon()
+		go a.abandon(lease)
 		if ctx.Err() != nil && !a.waits.IsZero() { // it has waited until its end
 			l.stats.refused.Add(1)
 			err = ended(ctx, ErrLocked)
@@ -84,7 +84,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 	text, ok := parts[0].(string)
 	if !ok {
 		if text, err = a.get(ctx); err != nil {
-			go lease.abandon()
+			go a.abandon(lease)
 			return v, false, err
 		}
 	}

@@ -25,12 +25,14 @@ type turn struct {
 }
 
 // shares tells whether the attempt's owner is the lease's. Nobody waits for himself.
-func (a *attempt) shares(lease *Lease) bool { return a.Same != nil && a.Same(lease.owner, a.Owner) }
+func (a *attempt) shares(lease *Lease) bool {
+	return a.Same != nil && !(a.Alone && lease.alone) && a.Same(lease.owner, a.Owner)
+}
 
 // enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
 func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	l := a.locker
-	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner, ttl: a.TTL}
+	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner, alone: a.Alone, ttl: a.TTL}
 	l.mu.Lock()
 	q := l.lines[a.Key]
 	if q == nil {
@@ -40,6 +42,7 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	}
 	if a.shares(q.holder) && q.holder.open() {
 		defer l.mu.Unlock()
+		q.holder.alone = q.holder.alone || a.Alone
 		return q.holder, nil
 	}
 	if n := len(q.waiting); a.MaxWaiters > 0 && n >= a.MaxWaiters {
@@ -96,6 +99,7 @@ func (l *Locker) pass(key string) {
 	q.waiting = slices.DeleteFunc(q.waiting, func(t turn) bool {
 		comes := t.lease == q.holder || t.shares(q.holder)
 		if comes {
+			q.holder.alone = q.holder.alone || t.Alone
 			t.came <- q.holder
 		}
 		return comes
@@ -137,6 +141,7 @@ type Lease struct {
 	keys   []any // of the scripts
 	token  string
 	owner  any
+	alone  bool // somebody who has it, or asks for it, is; guarded by the locker's mu
 	ttl    time.Duration
 
 	mu     sync.Mutex
@@ -193,16 +198,20 @@ func (l *Lease) unused(done <-chan struct{}) bool {
 	return true
 }
 
-// abandon is for one who was to share the lease and does not know what Redis made of that.
-// Who else has the lease keeps it, and gives it up.
-func (l *Lease) abandon() {
-	l.mu.Lock()
-	kept := len(l.ends) > 0
-	l.over = l.over || !kept
-	l.mu.Unlock()
+// abandon ends a lease of which it is not known what Redis made of it. Who else has it keeps
+// it, and gives it up.
+func (a *attempt) abandon(lease *Lease) {
+	lease.mu.Lock()
+	kept := len(lease.ends) > 0
+	lease.over = lease.over || !kept
+	lease.mu.Unlock()
 	if !kept {
-		l.release()
+		lease.release()
+		return
 	}
+	a.locker.mu.Lock()
+	defer a.locker.mu.Unlock()
+	lease.alone = lease.alone && !a.Alone
 }
 
 // disarm also forgets the contexts, which may lead to whoever keeps the lease.

@@ -78,8 +78,9 @@ type Want struct {
 	MaxWaiters int           // of this process; 0: no limit
 	Expire     time.Duration // the key's expiry from now; 0: as it is
 
-	// Owner is who wants it. Those who are the Same share a lock.
+	// Owner is who wants it. Those who are the Same share a lock, but for two who are Alone.
 	Owner any
+	Alone bool
 	Same  func(holder, owner any) bool
 }
 

@@ -1,0 +1,42 @@
+package redistore
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gorilla/sessions"
+)
+
+// TestUpdatesOfCopiesShareNoLock, also not that of the request's own Get: the
+// copies were made before, and have a registry each.
+func TestUpdatesOfCopiesShareNoLock(t *testing.T) {
+	for _, get := range []bool{false, true} {
+		srv := startMini(t)
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		r, end := b.lived(t)
+		defer end()
+		copies := []*http.Request{r.WithContext(r.Context()), r.WithContext(r.Context())}
+		if get {
+			_, err := store.Get(r, "s")
+			must(t, err)
+		}
+		var all sync.WaitGroup
+		for _, c := range copies {
+			all.Go(func() {
+				err := store.Update(c, httptest.NewRecorder(), "s", func(s *sessions.Session) error {
+					s.Values["n"] = count(s) + 1
+					time.Sleep(50 * time.Millisecond)
+					return nil
+				})
+				if err != nil {
+					t.Errorf("the request has the lock: %t: got error %v", get, err)
+				}
+			})
+		}
+		all.Wait()
+	}
+}
