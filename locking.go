@@ -270,10 +270,11 @@ func (l *LockingStore) replace(ctx context.Context, c *call, rec record, old []s
 		return failed("renew", err)
 	}
 	c.state.seen = lock.Created(rec.data)
+	over := old[1:]
 	if !db.single() {
-		db.endPlanted(ctx, old[1:], rand.Text())
+		over = db.endPlanted(ctx, over, rand.Text())
 	}
-	db.remove(ctx, rec.owner, old...)
+	db.remove(ctx, rec.owner, append(over, old[0])...)
 	return nil
 }
 

@@ -239,8 +239,7 @@ func (db records) replace(ctx context.Context, rec record, old []string) error {
 		}
 		return failed("renew", err)
 	}
-	db.endPlanted(ctx, old[1:], token)
-	db.remove(ctx, rec.owner, old...)
+	db.remove(ctx, rec.owner, append(db.endPlanted(ctx, old[1:], token), old[0])...)
 	return nil
 }
 
@@ -268,12 +267,15 @@ func (db records) move(rec record, old []string, token string) (keys, args []any
 	return keys, args
 }
 
-// endPlanted ends the other IDs that a renewed session's cookies prove. If this fails, it is
-// nobody's login still.
-func (db records) endPlanted(ctx context.Context, ids []string, token string) {
+// endPlanted ends the other IDs that a renewed session's cookies prove, and returns those that
+// are over. One that cannot be ended may be the owner's, and has to stay in the index.
+func (db records) endPlanted(ctx context.Context, ids []string, token string) (over []string) {
 	for _, id := range ids {
-		_, _ = db.end(ctx, id, token)
+		if _, err := db.end(ctx, id, token); err == nil {
+			over = append(over, id)
+		}
 	}
+	return over
 }
 
 // end deletes a record that another has replaced, and says so in its marker.
