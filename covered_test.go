@@ -43,3 +43,25 @@ func TestARenewalForgetsOnlyWhatItHasEnded(t *testing.T) {
 		}
 	})
 }
+
+// TestAPendingEntryStaysPending has a server whose client needs one step for a write prolong a
+// session and then shorten it, between the two steps of another one's.
+func TestAPendingEntryStaysPending(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.sharded(t)
+		single, _ := srv.store(t)
+		b := loginAs(t, single, "ann")
+		save := func(store *Store, days int) {
+			s, r, w := b.get(t, store)
+			s.Options.MaxAge = days * 24 * 3600
+			must(t, s.Save(r, w))
+		}
+		rec.at(2, func() { // after Get and the index
+			save(single, 60)
+			save(single, 1)
+		})
+		save(store, 30)
+		rec.failing(nil)
+		srv.covered(t, "Save in two steps", store, "ann", 0)
+	})
+}

@@ -5,14 +5,14 @@
 -- ttl is how many seconds the session lives, and wait how many it may take until it is
 -- written: 0 if it is written already, nil if this very script writes it, which alone may
 -- lower an entry. One with half a second is pending: its session may be yet to be written. A
--- pending entry is never lowered, by nobody.
+-- pending entry stays so, and is never lowered, by nobody.
 local function remember(index, id, ttl, wait)
 	local now = tonumber(redis.call("TIME")[1])
 	local score = now + ttl + 1
 	local noted = tonumber(redis.call("ZSCORE", index, id) or 0)
-	if wait and wait > 0 then
-		score = math.max(score + wait, math.floor(noted)) + 0.5
-	elseif wait or noted > math.floor(noted) then
+	if wait and wait > 0 or noted > math.floor(noted) then
+		score = math.max(score + (wait or 0), math.floor(noted)) + 0.5
+	elseif wait then
 		score = math.max(score, noted)
 	end
 	-- First, and before any other write: a Redis whose memory is full refuses this one, and

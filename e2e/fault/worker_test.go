@@ -82,7 +82,7 @@ var takenOut = map[string][]string{
 		`redis.call("SET", KEYS[1], ARGV[1], "EX", ARGV[2])`, "",
 	},
 	noPending: { // an entry whose session is yet to be written says so, and is not lowered
-		"score = math.max(score + wait, math.floor(noted)) + 0.5", "score = score + wait",
+		"score = math.max(score + (wait or 0), math.floor(noted)) + 0.5", "score = score + (wait or 0)",
 	},
 }
 
