@@ -1,6 +1,7 @@
 package redistore
 
 import (
+	"errors"
 	"io"
 	"net/http/httptest"
 	"strings"
@@ -63,5 +64,35 @@ func TestAPendingEntryStaysPending(t *testing.T) {
 		save(store, 30)
 		rec.failing(nil)
 		srv.covered(t, "Save in two steps", store, "ann", 0)
+	})
+}
+
+// TestALargeValueThatIsEvictedLeavesTheIndexAsItWas has Redis drop what a locked Save has put
+// beside the session, before its script runs.
+func TestALargeValueThatIsEvictedLeavesTheIndexAsItWas(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.store(t)
+		locking := NewLockingStore(store)
+		b := loginAs(t, locking, "ann")
+		s, r := load(t, locking, b)
+		s.Values["large"] = strings.Repeat("x", 20_000)
+		s.Options.MaxAge = 60
+		rec.failing(func(name string) error {
+			if !strings.HasPrefix(name, "eval") {
+				return nil
+			}
+			keys, err := srv.admin.Keys(t.Context(), "{*").Result()
+			for _, key := range keys {
+				if srv.admin.StrLen(t.Context(), key).Val() > 20_000 {
+					err = errors.Join(err, srv.admin.Del(t.Context(), key).Err())
+				}
+			}
+			return err
+		})
+		wantText(t, s.Save(r, httptest.NewRecorder()), "evicted")
+		rec.failing(nil)
+		srv.covered(t, "after the Save", store, "ann", 0)
+		must(t, s.Save(r, httptest.NewRecorder()))
+		srv.covered(t, "after another", store, "ann", 0)
 	})
 }

@@ -47,13 +47,13 @@ end
 if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
 	return taken(KEYS[2], KEYS[4], ARGV[2], ARGV[3])
 end
-if prelude then
-	if redis.call("EXISTS", KEYS[1]) == 0 then return finish("gone") end
-	prelude()
+if (prelude or staged) and redis.call("EXISTS", KEYS[1]) == 0 then return finish("gone") end
+if staged and redis.call("EXISTS", KEYS[5]) == 0 then -- nothing is written, by the prelude neither
+	return redis.error_reply("ERR Redis has evicted the value before it was written")
 end
+if prelude then prelude() end
 if staged then
-	if redis.call("EXISTS", KEYS[1]) == 0 then return finish("gone") end
-	redis.call("RENAME", KEYS[5], KEYS[1]) -- an error if Redis has evicted it: nothing is written
+	redis.call("RENAME", KEYS[5], KEYS[1])
 	redis.call("EXPIRE", KEYS[1], ARGV[8])
 elseif ARGV[8] ~= "0" then
 	if not redis.call("SET", KEYS[1], ARGV[7], "EX", ARGV[8], "XX") then return finish("gone") end
