@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestARenewalForgetsOnlyWhatItHasEnded has the ID of a request with two sessions of one
@@ -94,5 +95,22 @@ func TestALargeValueThatIsEvictedLeavesTheIndexAsItWas(t *testing.T) {
 		srv.covered(t, "after the Save", store, "ann", 0)
 		must(t, s.Save(r, httptest.NewRecorder()))
 		srv.covered(t, "after another", store, "ann", 0)
+	})
+}
+
+// TestClocksMayDifferByAMinute has a server whose clock is ahead by that read the index, a
+// login's second step being on its way for as long as one call may take.
+func TestClocksMayDifferByAMinute(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, rec := srv.sharded(t)
+		ahead, _ := srv.sharded(t)
+		ahead.now = func() time.Time { return time.Now().Add(time.Minute + timeout) }
+		rec.at(1, func() { equal(t, "listed", len(listed(t, ahead, "ann")), 0) })
+		b := loginAs(t, store, "ann")
+		rec.failing(nil)
+		ended, err := store.Revoke(t.Context(), "ann")
+		must(t, err)
+		equal(t, "ended", ended, 1)
+		equal(t, "user", b.user(t, store), "")
 	})
 }

@@ -24,9 +24,10 @@ const (
 	ownerKey = "_owner" // in Values, beside gorilla's "_flash"
 
 	// pending marks, as a fraction of the score, an entry whose session may be yet to be
-	// written. Without a session it is dead only when its ID is older than settled.
+	// written. Without a session it is dead only when its ID is older than settled: a minute
+	// by which the servers' clocks may differ, and one that the write may take.
 	pending = 0.5
-	settled = time.Minute
+	settled = 2 * time.Minute
 
 	batch     = 32 // sessions in one pipeline, which may be large ones
 	maxRounds = 32 // of one Revoke
