@@ -68,12 +68,9 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 	case errors.Is(err, redis.Nil):
 		lease.end()
 		return v, false, err
-	case errors.Is(err, ErrLocked):
-		a.giveUp(lease)
-		return v, false, err
-	case err != nil: // a reply may have been lost, and the lock been taken
-		go a.abandon(lease)
-		if ctx.Err() != nil && !a.waits.IsZero() { // it has waited until its end
+	case err != nil:
+		a.abandon(lease, err)
+		if !errors.Is(err, ErrLocked) && ctx.Err() != nil && !a.waits.IsZero() { // it has waited until its end
 			l.stats.refused.Add(1)
 			err = ended(ctx, ErrLocked)
 		}
@@ -84,7 +81,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 	text, ok := parts[0].(string)
 	if !ok {
 		if text, err = a.get(ctx); err != nil {
-			go a.abandon(lease)
+			a.abandon(lease, err)
 			return v, false, err
 		}
 	}
@@ -130,16 +127,6 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 			a.locker.stats.refused.Add(1)
 		}
 		return nil, ended(ctx, err)
-	}
-}
-
-// giveUp ends a lease for which there was no lock. Who does not wait is in no queue.
-func (a *attempt) giveUp(lease *Lease) {
-	lease.close()
-	if a.Wait > 0 {
-		go lease.release()
-	} else {
-		lease.end()
 	}
 }
 

@@ -3,6 +3,7 @@ package lock
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -183,14 +184,25 @@ func (l *Lease) arm(ctx context.Context, ttl time.Duration) bool {
 	return true
 }
 
-// unused tells whether the context that has ended was the last one, and closes the lease
-// then: nobody is to share what is being given up.
+// unused tells whether the context that has ended was the last one.
 func (l *Lease) unused(done <-chan struct{}) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, shared := l.ends[done]
 	delete(l.ends, done)
-	if !shared || len(l.ends) > 0 {
+	return shared && l.closeUnused()
+}
+
+// kept tells whether somebody has the lease.
+func (l *Lease) kept() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.closeUnused()
+}
+
+// closeUnused closes the lease if nobody has it: none is to share what is being given up.
+func (l *Lease) closeUnused() bool {
+	if len(l.ends) > 0 {
 		return false
 	}
 	l.over = true
@@ -198,20 +210,26 @@ func (l *Lease) unused(done <-chan struct{}) bool {
 	return true
 }
 
-// abandon ends a lease of which it is not known what Redis made of it. Who else has it keeps
-// it, and gives it up.
-func (a *attempt) abandon(lease *Lease) {
-	lease.mu.Lock()
-	kept := len(lease.ends) > 0
-	lease.over = lease.over || !kept
-	lease.mu.Unlock()
-	if !kept {
-		lease.release()
-		return
+// isAlone tells whether one of those who have the lease is.
+func (l *Lease) isAlone() bool {
+	l.locker.mu.Lock()
+	defer l.locker.mu.Unlock()
+	return l.alone
+}
+
+// abandon gives up a lease after an error. Redis may have given it all the same, if the error
+// is not that somebody else has it. Who shares it keeps it, and gives it up.
+func (a *attempt) abandon(lease *Lease, err error) {
+	switch {
+	case lease.kept():
+		a.locker.mu.Lock()
+		defer a.locker.mu.Unlock()
+		lease.alone = lease.alone && !a.Alone
+	case errors.Is(err, ErrLocked) && a.Wait <= 0: // it stands in no queue
+		lease.end()
+	default:
+		go lease.release()
 	}
-	a.locker.mu.Lock()
-	defer a.locker.mu.Unlock()
-	lease.alone = lease.alone && !a.Alone
 }
 
 // disarm also forgets the contexts, which may lead to whoever keeps the lease.
@@ -262,9 +280,9 @@ func (l *Lease) Release() {
 	}
 }
 
-// release gives up what may be locked, and the place in the queue if nobody needs it, and
-// then lets the next of this process ask, who may have to queue again. A Redis that was stopped may yet get the request that locks, so it is told again until the lock
-// has run out.
+// release gives up what may be locked, and the process' place in the queue if nobody of it
+// waits, and then lets the next one ask. A Redis that was stopped may yet get the request that
+// locks, so it is told again until the lock has run out.
 func (l *Lease) release() {
 	err := l.locker.unlock(context.Background(), l.keys, l.token, l.locker.last(l))
 	l.end()

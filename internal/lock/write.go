@@ -96,7 +96,7 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	if lease == nil || !lease.close() { // it waits like anybody else
 		var err error
 		if lease != nil { // what it had may still be locked, by another clock than ours
-			a.Owner, a.Alone, a.token = lease.owner, true, lease.token
+			a.Owner, a.Alone, a.token = lease.owner, lease.isAlone(), lease.token
 		}
 		if lease, err = a.enter(ctx); err != nil {
 			return w.Seen, err
@@ -109,12 +109,11 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 		why := attempted{sight{token, script.Digest(w.Data)}, cmp.Or(lost, err)}
 		w.Seen = &Version{w.Seen.last, append(slices.Clone(w.Seen.maybe), why)}
 	}
-	switch {
-	case errors.Is(err, ErrLocked):
-		a.giveUp(lease)
-		return w.Seen, cmp.Or(lost, err)
-	case err != nil:
-		go lease.release() // what became of the lock is not known
+	if err != nil {
+		a.abandon(lease, err)
+		if errors.Is(err, ErrLocked) {
+			err = cmp.Or(lost, err)
+		}
 		return w.Seen, err
 	}
 	lease.end()
