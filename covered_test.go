@@ -1,6 +1,7 @@
 package redistore
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net/http/httptest"
@@ -113,4 +114,23 @@ func TestClocksMayDifferByAMinute(t *testing.T) {
 		equal(t, "ended", ended, 1)
 		equal(t, "user", b.user(t, store), "")
 	})
+}
+
+// TestWhatCannotBeEndedStaysInTheIndex has Redis refuse DEL, and no more.
+func TestWhatCannotBeEndedStaysInTheIndex(t *testing.T) {
+	srv := startRedis(t)
+	store, _ := srv.store(t)
+	user := cmp.Or(srv.user, "default")
+	b := loginAs(t, store, "ann")
+	must(t, srv.admin.Do(t.Context(), "ACL", "SETUSER", user, "-del").Err())
+	_, err := store.Revoke(t.Context(), "ann")
+	wantText(t, err, "NOPERM")
+	s, r, w := b.get(t, store)
+	s.Options.MaxAge = -1
+	wantText(t, s.Save(r, w), "NOPERM")
+	must(t, srv.admin.Do(t.Context(), "ACL", "SETUSER", user, "+del").Err())
+	ended, err := store.Revoke(t.Context(), "ann")
+	must(t, err)
+	equal(t, "ended", ended, 1)
+	equal(t, "user", b.user(t, store), "")
 }

@@ -179,7 +179,7 @@ func TestSessionsAreLoadedAsTheLoopGoesOn(t *testing.T) {
 		must(t, err)
 		equal(t, "ended", ended, n-2)
 		commands := x.rec.take()
-		equal(t, "batches that were ended", strings.Count(commands, "[del"), 3)
+		equal(t, "batches that were ended", strings.Count(commands, "del"), 3)
 		for _, pipeline := range strings.Split(commands, "]") {
 			if n := len(strings.Fields(pipeline)); n > batch+3 {
 				t.Errorf("a batch of %d commands", n)

@@ -313,13 +313,8 @@ func (db records) delete(ctx context.Context, owner string, ids ...string) (int,
 		}
 	}
 	dels := db.each(ctx, "del", keys)
-	listed := owner != "" && len(ids) > 0
-	if listed && db.single() {
-		err := db.send(ctx, append(dels, db.removing(ctx, owner, ids))...)
-		return sum(dels), failed("delete", err)
-	}
 	err := db.send(ctx, dels...)
-	if listed && err == nil { // what lives on must stay in the index
+	if owner != "" && len(ids) > 0 && err == nil { // what lives on must stay in the index
 		err = db.send(ctx, db.removing(ctx, owner, ids))
 	}
 	return sum(dels), failed("delete", err)
