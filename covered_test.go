@@ -4,10 +4,13 @@ import (
 	"cmp"
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gorilla/sessions"
 )
 
 // TestARenewalForgetsOnlyWhatItHasEnded has the ID of a request with two sessions of one
@@ -133,4 +136,33 @@ func TestWhatCannotBeEndedStaysInTheIndex(t *testing.T) {
 	must(t, err)
 	equal(t, "ended", ended, 1)
 	equal(t, "user", b.user(t, store), "")
+}
+
+// TestATouchThatKnowsAnotherOwner shows what docs/owners.md says of it.
+func TestATouchThatKnowsAnotherOwner(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for name, client := range srv.clients(t) {
+			store := New(client, hashKey)
+			for _, renew := range []bool{false, true} {
+				must(t, srv.admin.FlushDB(t.Context()).Err())
+				b := login(t, store)
+				before, r, w := b.get(t, store)
+				b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) {
+					SetOwner(s, "ann")
+					SetMaxAge(s, 60)
+					must(t, map[bool]writeFunc{false: store.Save, true: store.Renew}[renew](r, w, s))
+				})
+				err := store.Touch(r, w, before)
+				if !renew {
+					must(t, err)
+					if lives, listed := srv.ttl(t, store.key(idOf(t, store, b))), srv.ttl(t, store.records().index("ann")); lives < listed {
+						t.Errorf("%s: it lives for %v and is listed for %v: the documents may say so", name, lives, listed)
+					}
+					continue
+				}
+				wantErr(t, err, ErrGone)
+				srv.covered(t, name, store, "ann", 0)
+			}
+		}
+	})
 }

@@ -37,6 +37,9 @@ const (
 // [Store.Limit] to find it: a user's ID, in any bytes and of any length. It counts from
 // the next Save or Renew; do not Touch the session before that. The empty owner is nobody.
 //
+// Renew is better: after a Save, another request that has loaded the session before it may
+// Touch it, for longer than this owner's index lists it.
+//
 // The name is kept in Values, under "_owner", and so survives Renew and a reload. A
 // handler that replaces all of Values has to call SetOwner again.
 //
