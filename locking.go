@@ -54,7 +54,7 @@ var (
 // A request does not wait for itself: its copies, made with WithContext or Clone, share its
 // lock, in any number of goroutines. One copy is not recognised, and waits like another
 // request: one made by Clone, before the first Get, with a context that can be canceled by
-// itself.
+// itself, or, over HTTP/2, with one that cannot be canceled at all.
 //
 // What it does not promise: where Redis replicates asynchronously, a failover can lose the
 // last acknowledged writes, and no lock protects against that. Two sessions of one request
@@ -326,7 +326,7 @@ func newRequester(c *call) any {
 		registry: weak.Make(sessions.GetRegistry(c.r.WithContext(c.context()))),
 		done:     c.context().Done(),
 	}
-	if c.r.RequestURI != "" {
+	if c.r.RequestURI != "" && (q.done != nil || c.r.ProtoMajor < 2) {
 		q.line = unsafe.StringData(c.r.RequestURI)
 	}
 	return q

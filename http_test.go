@@ -1,0 +1,67 @@
+package redistore
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+)
+
+// web is a real server, over HTTP/1.1 or HTTP/2, and a browser with its cookies.
+func web(t *testing.T, http2 bool, handler http.HandlerFunc) (*httptest.Server, *http.Client) {
+	srv := httptest.NewUnstartedServer(handler)
+	srv.EnableHTTP2 = http2
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	client := srv.Client()
+	client.Jar, _ = cookiejar.New(nil)
+	return srv, client
+}
+
+func fetch(t *testing.T, client *http.Client, url string) (int, string) {
+	t.Helper()
+	res, err := client.Get(url)
+	if err != nil {
+		t.Error(err)
+		return 0, ""
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(res.Body)
+	return res.StatusCode, string(body)
+}
+
+// TestStreamsOfOneConnectionAreNotOneRequest has handlers whose contexts do not end with
+// the client, as a middleware may make them.
+func TestStreamsOfOneConnectionAreNotOneRequest(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		for _, http2 := range []bool{false, true} {
+			store, _ := srv.locking(t)
+			web, client := web(t, http2, func(w http.ResponseWriter, r *http.Request) {
+				r = r.WithContext(context.WithoutCancel(r.Context()))
+				s, err := store.Get(r, "s")
+				if err == nil {
+					time.Sleep(50 * time.Millisecond)
+					s.Values["n"] = count(s) + 1
+					err = s.Save(r, w)
+				}
+				if err != nil {
+					http.Error(w, err.Error(), Status(err))
+				}
+			})
+			fetch(t, client, web.URL)
+			var all sync.WaitGroup
+			for range 4 {
+				all.Go(func() {
+					if code, body := fetch(t, client, web.URL); code != http.StatusOK {
+						t.Errorf("HTTP/2 %t: %d %s", http2, code, body)
+					}
+				})
+			}
+			all.Wait()
+		}
+	})
+}
