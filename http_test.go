@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gorilla/sessions"
 )
 
 // web is a real server, over HTTP/1.1 or HTTP/2, and a browser with its cookies.
@@ -63,5 +65,34 @@ func TestStreamsOfOneConnectionAreNotOneRequest(t *testing.T) {
 			}
 			all.Wait()
 		}
+	})
+}
+
+// TestUpdatesOfCopiesFollowOneAnother is an errgroup, whose goroutines have copies that were
+// made before anything was loaded. The race detector watches.
+func TestUpdatesOfCopiesFollowOneAnother(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		web, client := web(t, false, func(w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			var all sync.WaitGroup
+			for range 4 {
+				copied := r.WithContext(ctx)
+				all.Go(func() {
+					for range 10 {
+						if err := store.Update(copied, w, "s", func(s *sessions.Session) error {
+							s.Values["n"] = count(s) + 1
+							return nil
+						}); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			all.Wait()
+		})
+		fetch(t, client, web.URL)
+		fetch(t, client, web.URL)
 	})
 }
