@@ -2,10 +2,13 @@ package redistore
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -94,5 +97,40 @@ func TestUpdatesOfCopiesFollowOneAnother(t *testing.T) {
 		})
 		fetch(t, client, web.URL)
 		fetch(t, client, web.URL)
+	})
+}
+
+// TestUpdatesOfTwoStoresFollowOneAnother has one request's goroutines update the sessions of
+// two stores, each also within the other's Update. The race detector watches.
+func TestUpdatesOfTwoStoresFollowOneAnother(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		login, _ := srv.locking(t)
+		cart, _ := srv.locking(t)
+		cart.KeyPrefix = "session_cart_"
+		add := func(s *sessions.Session) error { s.Values["n"] = count(s) + 1; return nil }
+		web, client := web(t, false, func(w http.ResponseWriter, r *http.Request) {
+			var all sync.WaitGroup
+			for range 4 {
+				all.Go(func() {
+					must(t, login.Update(r, w, "login", func(s *sessions.Session) error {
+						return errors.Join(add(s), cart.Update(r, w, "cart", add))
+					}))
+				})
+				all.Go(func() { must(t, cart.Update(r, w, "cart", add)) })
+			}
+			all.Wait()
+			for name, store := range map[string]*LockingStore{"login": login, "cart": cart} {
+				s, err := store.Store.Get(r, name)
+				must(t, err)
+				fmt.Fprintln(w, name, count(s))
+			}
+		})
+		for range 2 {
+			fetch(t, client, web.URL)
+		}
+		_, body := fetch(t, client, web.URL)
+		if !strings.Contains(body, "login 12\n") || !strings.Contains(body, "cart 24\n") {
+			t.Errorf("got %q", body)
+		}
 	})
 }

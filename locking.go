@@ -80,9 +80,8 @@ type LockingStore struct {
 	// all of the server's goroutines. Zero: no limit.
 	MaxWaiters int
 
-	once    sync.Once
-	locks   *lock.Locker // see locker
-	updates updates
+	once  sync.Once
+	locks *lock.Locker // see locker
 }
 
 // NewLockingStore puts the lock around a store, with a TTL of 10 s, a Wait of 15 s and

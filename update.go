@@ -37,7 +37,7 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 	if err := l.check(); err != nil {
 		return err
 	}
-	u, err := l.updates.enter(r, name, l.Wait)
+	u, err := updates.enter(l, r, name)
 	if err != nil {
 		return err
 	}
@@ -62,20 +62,26 @@ func (l *LockingStore) Update(r *http.Request, w http.ResponseWriter, name strin
 type update struct {
 	call                         // on a session of its own
 	registered *sessions.Session // the request's; nil: it has none
-	name       string
+	of         target
 	turn       *turn
 	within     bool              // it is called by another one's fn
 	outer      *sessions.Session // that one's, if it is the same session
+}
+
+// target is a session of a request, as a store has it.
+type target struct {
+	store *LockingStore
+	name  string
 }
 
 // load locks and loads the session: the one that the request has loaded or saved before, if
 // there is one.
 func (u *update) load(l *LockingStore) error {
 	var err error
-	if u.registered, err = registered(l, u.r, u.name); u.registered == nil && err != nil {
+	if u.registered, err = registered(l, u.r, u.of.name); u.registered == nil && err != nil {
 		return err // not a cookie name
 	}
-	u.session = sessions.NewSession(l, u.name)
+	u.session = sessions.NewSession(l, u.of.name)
 	u.by, u.alone = l, true
 	before := state{}
 	if u.registered != nil {
@@ -94,7 +100,7 @@ func (u *update) load(l *LockingStore) error {
 	default:
 		err = u.open()
 	}
-	u.turn.sessions[u.name] = u.session
+	u.turn.sessions[u.of] = u.session
 	switch {
 	case errors.Is(err, ErrNotLoaded):
 		return err
@@ -113,9 +119,9 @@ func (u *update) leave() {
 		}
 		u.state.held.Release()
 	}
-	delete(u.turn.sessions, u.name)
+	delete(u.turn.sessions, u.of)
 	if !u.within {
-		u.turn.pass()
+		updates.pass(u.turn)
 	}
 }
 
@@ -155,52 +161,50 @@ func (peeking) New(*http.Request, string) (*sessions.Session, error) { panic(abs
 // absent says that the request has no such session.
 type absent struct{}
 
-// updates are those that run now. Those of one request have turns: of several sessions too,
-// for they share gorilla's registry, a map, and the response's header.
-type updates struct {
-	mu    sync.Mutex
-	turns map[*sessions.Registry]*turn // by the request's
+// updates are those that run now. Those of one request have turns: of several sessions and
+// stores too, for they share gorilla's registry, a map, and the response's header.
+var updates = turns{all: map[*sessions.Registry]*turn{}}
+
+type turns struct {
+	mu  sync.Mutex
+	all map[*sessions.Registry]*turn // by the request's
 }
 
 // A turn is held by one goroutine at a time.
 type turn struct {
-	of        *updates
 	registry  *sessions.Registry
 	users     int                          // who hold it or wait for it
 	free      chan struct{}                // has one element while nobody holds it
 	goroutine string                       // who holds it
-	sessions  map[string]*sessions.Session // that goroutine's, by name
+	sessions  map[target]*sessions.Session // that goroutine's
 }
 
 // enter waits until no other goroutine's Update works for the request. Its update has a
 // copy of the request, as another goroutine may put gorilla's registry into r.
-func (all *updates) enter(r *http.Request, name string, patience time.Duration) (*update, error) {
-	all.mu.Lock()
+func (ts *turns) enter(l *LockingStore, r *http.Request, name string) (*update, error) {
+	me := goroutine()
+	ts.mu.Lock()
 	registry := sessions.GetRegistry(r)
-	u := &update{call: call{r: r.WithContext(r.Context())}, name: name}
-	t := all.turns[registry]
+	u := &update{call: call{r: r.WithContext(r.Context())}, of: target{l, name}}
+	t := ts.all[registry]
 	if t == nil {
-		t = &turn{of: all, registry: registry, free: make(chan struct{}, 1), sessions: map[string]*sessions.Session{}}
+		t = &turn{registry: registry, free: make(chan struct{}, 1), sessions: map[target]*sessions.Session{}}
 		t.free <- struct{}{}
-		if all.turns == nil {
-			all.turns = map[*sessions.Registry]*turn{}
-		}
-		all.turns[registry] = t
+		ts.all[registry] = t
 	}
 	u.turn = t
-	me := goroutine()
 	if u.within = t.goroutine == me; u.within {
-		u.outer = t.sessions[name]
-		all.mu.Unlock()
+		u.outer = t.sessions[u.of]
+		ts.mu.Unlock()
 		return u, nil
 	}
 	t.users++
-	all.mu.Unlock()
-	err := t.wait(u.context(), patience)
-	all.mu.Lock()
-	defer all.mu.Unlock()
+	ts.mu.Unlock()
+	err := t.wait(u.context(), l.Wait)
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
 	if err != nil {
-		t.quit()
+		ts.quit(t)
 		return nil, err
 	}
 	t.goroutine = me
@@ -226,17 +230,17 @@ func (t *turn) wait(ctx context.Context, patience time.Duration) error {
 }
 
 // pass lets the next one in.
-func (t *turn) pass() {
-	t.of.mu.Lock()
-	defer t.of.mu.Unlock()
+func (ts *turns) pass(t *turn) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
 	t.goroutine = ""
 	t.free <- struct{}{}
-	t.quit()
+	ts.quit(t)
 }
 
-func (t *turn) quit() {
+func (ts *turns) quit(t *turn) {
 	if t.users--; t.users == 0 {
-		delete(t.of.turns, t.registry)
+		delete(ts.all, t.registry)
 	}
 }
 

@@ -243,6 +243,6 @@ func TestUpdatesOfTwoSessionsOfOneRequest(t *testing.T) {
 			}))
 		}
 		end()
-		equal(t, "turns that are left", len(store.updates.turns), 0)
+		equal(t, "turns that are left", len(updates.all), 0)
 	}
 }
