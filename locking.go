@@ -55,6 +55,8 @@ var (
 // lock, in any number of goroutines. One copy is not recognised, and waits like another
 // request: one made by Clone, before the first Get, with a context that can be canceled by
 // itself, or, over HTTP/2, with one that cannot be canceled at all.
+// Goroutines that call Get at the same time need copies that were made before the first Get:
+// later ones share gorilla's registry, which is a map.
 //
 // What it does not promise: where Redis replicates asynchronously, a failover can lose the
 // last acknowledged writes, and no lock protects against that. Two sessions of one request
