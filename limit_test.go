@@ -144,11 +144,6 @@ func TestLimitRefusesNonsense(t *testing.T) {
 			equal(t, "ended", ended, 0)
 			x.rec.failing(nil)
 		}
-		gone, cancel := context.WithCancel(t.Context())
-		cancel()
-		ended, err := x.over.(limiter).Limit(gone, "ann", 1)
-		wantErr(t, err, context.Canceled)
-		equal(t, "ended", ended, 0)
 		for _, b := range all {
 			equal(t, "user", b.user(t, x.plain), "ann")
 		}
@@ -262,4 +257,16 @@ func TestALockingStoreWithoutAStoreIsAnError(t *testing.T) {
 	} {
 		wantText(t, call(), "redistore: no Redis client")
 	}
+}
+
+// TestLimitOutlivesTheClient: who hangs up after the login does not keep one device more.
+func TestLimitOutlivesTheClient(t *testing.T) {
+	onStores(t, func(t *testing.T, x trial) {
+		x.logins(t, "ann", 3)
+		ctx, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		ended, err := x.over.(limiter).Limit(ctx, "ann", 1)
+		must(t, err)
+		equal(t, "ended", ended, 2)
+	})
 }

@@ -198,6 +198,7 @@ func (s *Store) Limit(ctx context.Context, owner string, n int, keep ...string) 
 	if n < 0 {
 		return 0, fmt.Errorf("redistore: limit: %d sessions: use 0 or more", n)
 	}
+	ctx = context.WithoutCancel(ctx) // the login that it follows is done
 	var ids []string
 	err := s.eachSession(ctx, owner, func(session *sessions.Session, _ error) bool {
 		ids = append(ids, session.ID)
