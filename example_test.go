@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -436,10 +437,15 @@ func ExampleEncrypt_switchingOn() {
 // A Serializer of one's own can wrap another, here to store less.
 type compressed struct{ redistore.Serializer }
 
+const maxPlain = 1 << 20 // 1 MiB, whatever a planted value claims to be
+
 func (c compressed) Serialize(session *sessions.Session) ([]byte, error) {
 	plain, err := c.Serializer.Serialize(session)
 	if err != nil {
 		return nil, err
+	}
+	if len(plain) > maxPlain {
+		return nil, redistore.ErrTooLarge // or Get could not read it
 	}
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
@@ -453,11 +459,26 @@ func (c compressed) Deserialize(data []byte, session *sessions.Session) error {
 	if err != nil {
 		return err
 	}
-	plain, err := io.ReadAll(io.LimitReader(r, 1<<20)) // whatever a planted value claims to be
+	plain, err := io.ReadAll(io.LimitReader(r, maxPlain))
 	if err != nil {
 		return err
 	}
 	return c.Serializer.Deserialize(plain, session)
+}
+
+// TestCompressedRefusesWhatItCouldNotRead: MaxLength counts what is stored, which is short.
+func TestCompressedRefusesWhatItCouldNotRead(t *testing.T) {
+	for size, want := range map[int]error{maxPlain / 2: nil, maxPlain + 1: redistore.ErrTooLarge} {
+		session := sessions.NewSession(nil, "session")
+		session.Values["terms"] = strings.Repeat("x", size)
+		data, err := compressed{redistore.GobSerializer{}}.Serialize(session)
+		if err == nil {
+			err = compressed{redistore.GobSerializer{}}.Deserialize(data, sessions.NewSession(nil, "session"))
+		}
+		if !errors.Is(err, want) {
+			t.Errorf("%d bytes: got %v, want %v", size, err, want)
+		}
+	}
 }
 
 func ExampleSerializer() {
