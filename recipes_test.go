@@ -380,7 +380,7 @@ func TestRecipeEvents(t *testing.T) {
 
 // both is the store of a first deployment, where servers are replaced one by one: it reads
 // what CookieStore and redistore have written, and writes each where it came from. It is the
-// way back too.
+// way back too, as far as to itself: CookieStore alone cannot read what has moved to Redis.
 type both struct {
 	cookies *sessions.CookieStore
 	redis   *redistore.Store
