@@ -17,7 +17,8 @@ import (
 //   - 503 to [ErrNotLoaded], [ErrLocked], and whatever else is about Redis or the connection
 //     to it: try again later
 //   - 500 to all else, for which somebody has to change the program or its configuration, such
-//     as [ErrTooLarge], or a value that cannot be encoded; an error of Update's fn too
+//     as [ErrTooLarge], or a value that cannot be encoded; an error of Update's fn too, unless it
+//     is one of the above: a securecookie.Error of fn is 200, although nothing was saved
 //
 // So that is all that most handlers need after Get, and after Save:
 //
