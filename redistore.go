@@ -239,7 +239,7 @@ func (s *Store) Save(r *http.Request, w http.ResponseWriter, session *sessions.S
 // Renew and Update are ErrGone and send no cookie, which would replace the new one. A response
 // that saved the old session before this call, and reaches the browser after it, still does
 // that. If it is the response of this call that gets lost, its user can log in again after
-// that minute, or at once if the handler first ends the session, with MaxAge -1.
+// that minute, or in the next request if the handler ends the session, with MaxAge -1.
 //
 // Its errors are those of Save. If the connection fails during Renew, the old session
 // may be over too: the user has to log in again.
