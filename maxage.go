@@ -19,7 +19,8 @@ const maxAgeKey = "_max_age" // in Values, beside ownerKey
 // store's Options count again from the next Get.
 //
 // The number is kept in Values, under "_max_age", and so survives Renew and a reload. A
-// handler that replaces all of Values has to call SetMaxAge again.
+// handler that replaces all of Values has to call SetMaxAge again. A Serializer of your own
+// has to give it back as int, float64 or [json.Number]: another type counts for nothing.
 func SetMaxAge(session *sessions.Session, seconds int) {
 	if seconds < 0 {
 		delete(session.Values, maxAgeKey)
