@@ -22,7 +22,7 @@ import (
 // can read. Values come back as encoding/json's own types: numbers as float64,
 // slices as []any, structs and maps as map[string]any. A number that no float64 gives back
 // digit for digit, as other programs may write it, comes as [json.Number], and Save writes
-// it as it was.
+// it as it was; one beyond the range of float64, as 1e400, is an error.
 //
 // Beyond that change of type nothing is lost: Serialize reads back what it made, and
 // refuses, with an error that names the key and the field, what came back as another value
