@@ -25,20 +25,21 @@ type Serializer interface {
 }
 
 // GobSerializer is the default: it gives back every value with its own type, as encoding/gob
-// does: of a registered struct, without what is not exported; of a pointer, what was registered;
-// in structs, nil for empty slices and for pointers to zero. Types other than the basic ones
-// must be registered with [gob.Register], in every program that reads the session, before the
-// first request. To a server that has not registered a type, sessions that hold it are
-// [ErrNotLoaded]: deploy the registration first, and what stores the type after it.
+// does: of a registered struct, without what is not exported; of a struct or a pointer to it,
+// what was registered; nil for empty slices, and in structs for pointers to zero. Types other
+// than the basic ones must be registered with [gob.Register], in every program that reads the
+// session, before the first request. To a server that has not registered a type, sessions that
+// hold it are [ErrNotLoaded]: deploy the registration first, and what stores the type after it.
 //
 // Whatever stands in Redis gives Values or an error: values nest 1000 deep at most, and
 // take at most 4 MiB of memory and 64 bytes for each byte that is stored, beside what an
-// application's own GobDecode takes. Save refuses what Get would.
+// application's own GobDecode takes. Save refuses what Get would, but for what a GobDecode
+// refuses.
 type GobSerializer struct{}
 
-// Serialize encodes session.Values as one gob. A value that cannot be encoded, or not be
-// decoded again, holds itself, nests more than 1000 deep or holds more than 512 MiB is an error
-// that names its key.
+// Serialize encodes session.Values as one gob. A value that cannot be encoded, or that
+// encoding/gob could not decode again, holds itself, nests more than 1000 deep or holds more
+// than 512 MiB is an error that names its key.
 func (GobSerializer) Serialize(session *sessions.Session) ([]byte, error) {
 	if data, ok := gobvalues.Encode(session.Values); ok {
 		return data, nil
