@@ -3,6 +3,7 @@ package redistore_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"expvar"
@@ -31,7 +32,7 @@ import (
 func keepAlive(store *redistore.Store, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		session, err := store.Get(r, "session") // which the handler's Get returns too
-		age := session.Options.MaxAge
+		age := cmp.Or(session.Options.MaxAge, store.DefaultMaxAge)
 		var last int64 // a cookie that anybody may forge: all that this does is to touch
 		if c, err := r.Cookie("touched"); err == nil {
 			last, _ = strconv.ParseInt(c.Value, 10, 64)
@@ -78,6 +79,21 @@ func TestRecipeKeepAliveOfOneSession(t *testing.T) {
 	}
 	if s, _ := store.Get(redis.Request("GET", "/", nil, ann), "session"); s.IsNew {
 		t.Error("it has ended although it was used every 20 minutes")
+	}
+}
+
+// TestRecipeKeepAliveOfTheBrowsersSession has Redis told in time, and not by each request.
+func TestRecipeKeepAliveOfTheBrowsersSession(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redis.Store()
+	store.MaxAge(0) // Redis keeps it for 20 minutes
+	handler := keepAlive(store, http.NotFoundHandler())
+	ann := redis.Cookie(store, "session", func(s *sessions.Session) { s.Values["user"] = "ann" })
+	for age, want := range map[int64]int{1: 0, 110: 0, 130: 2} {
+		touched := &http.Cookie{Name: "touched", Value: strconv.FormatInt(time.Now().Unix()-age, 10)}
+		if set := redis.Serve(handler, redis.Request("GET", "/", nil, ann, touched)).Result().Cookies(); len(set) != want {
+			t.Errorf("after %d seconds: set %v", age, set)
+		}
 	}
 }
 
