@@ -68,7 +68,8 @@ var (
 type LockingStore struct {
 	*Store
 
-	// TTL is how long one request may hold a session before others may take it; 10 s.
+	// TTL is how long one request may hold a session before others may take it; 10 s. Each New
+	// of that request starts it anew, and so does the first Get of a copy.
 	// It is the longest delay that a crashed server can cause.
 	TTL time.Duration
 
