@@ -30,7 +30,7 @@ var movingIn = []string{
 	"Two Saves in one response send one cookie, the later one.",
 	"Redis has the newest values: an older copy of the cookie yields them, and so does a session that the same request loads after a Save.",
 	"A logout ends the session for all copies of the cookie, and one that was loaded before cannot be saved: that is `ErrGone`.",
-	"With the lock, of two copies of a session in one request only one can be saved: the other is `ErrConflict`.",
+	"With the lock, of two copies of a session that Redis has only one can be saved in one request: the other is `ErrConflict`.",
 	"With the lock, Get after Save loads the session again if another request, or another copy, has saved it.",
 }
 
