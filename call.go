@@ -39,7 +39,6 @@ type call struct {
 	w       http.ResponseWriter
 	session *sessions.Session
 	state   state
-	alone   bool // an Update's
 }
 
 // call is one of Save, Renew and Touch. A session that was loaded through the lock is saved

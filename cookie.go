@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/gorilla/securecookie"
@@ -196,15 +195,9 @@ func dropped(c *http.Cookie) error {
 	return nil
 }
 
-// setting guards responses' headers: goroutines of one request may save at the same time,
-// each with a copy of it that was made before anything was loaded.
-var setting sync.Mutex
-
 // setCookie replaces an earlier cookie that is the same to a browser (RFC 6265, section
 // 4.1.1: one each), and keeps shared caches from handing it to somebody else.
 func setCookie(w http.ResponseWriter, cookie *http.Cookie) {
-	setting.Lock()
-	defer setting.Unlock()
 	h := w.Header()
 	if earlier := h["Set-Cookie"]; len(earlier) > 0 {
 		line := cookie.String()

@@ -213,8 +213,8 @@ func (l *LockingStore) want(id string) lock.Want {
 // is saved before.
 func (l *LockingStore) read(c *call, id string, life time.Duration, until time.Time) ([]byte, error) {
 	want := l.want(id)
-	want.Owner, want.Alone = newRequester(c), c.alone // an Update shares its lock with no other
-	want.Wait = time.Until(until) - timeout           // less than Wait for a second cookie's
+	want.Owner = newRequester(c)
+	want.Wait = time.Until(until) - timeout // less than Wait for a second cookie's
 	if l.IdleTimeout > 0 {
 		want.Expire = life
 	}

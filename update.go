@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -82,7 +83,7 @@ func (u *update) load(l *LockingStore) error {
 		return err // not a cookie name
 	}
 	u.session = sessions.NewSession(l, u.of.name)
-	u.by, u.alone = l, true
+	u.by = l
 	before := state{}
 	if u.registered != nil {
 		before = stateOf(u.registered)
@@ -161,18 +162,18 @@ func (peeking) New(*http.Request, string) (*sessions.Session, error) { panic(abs
 // absent says that the request has no such session.
 type absent struct{}
 
-// updates are those that run now. Those of one request have turns: of several sessions and
-// stores too, for they share gorilla's registry, a map, and the response's header.
-var updates = turns{all: map[*sessions.Registry]*turn{}}
+// updates are those that run now. Those of one request and its copies have turns: of several
+// sessions and stores too, for they share a lock, gorilla's registry and the response's header.
+var updates turns
 
 type turns struct {
 	mu  sync.Mutex
-	all map[*sessions.Registry]*turn // by the request's
+	all []*turn
 }
 
 // A turn is held by one goroutine at a time.
 type turn struct {
-	registry  *sessions.Registry
+	who       any                          // see requester
 	users     int                          // who hold it or wait for it
 	free      chan struct{}                // has one element while nobody holds it
 	goroutine string                       // who holds it
@@ -184,14 +185,9 @@ type turn struct {
 func (ts *turns) enter(l *LockingStore, r *http.Request, name string) (*update, error) {
 	me := goroutine()
 	ts.mu.Lock()
-	registry := sessions.GetRegistry(r)
+	sessions.GetRegistry(r) // so that r has what Update loads
 	u := &update{call: call{r: r.WithContext(r.Context())}, of: target{l, name}}
-	t := ts.all[registry]
-	if t == nil {
-		t = &turn{registry: registry, free: make(chan struct{}, 1), sessions: map[target]*sessions.Session{}}
-		t.free <- struct{}{}
-		ts.all[registry] = t
-	}
+	t := ts.find(newRequester(&u.call))
 	u.turn = t
 	if u.within = t.goroutine == me; u.within {
 		u.outer = t.sessions[u.of]
@@ -209,6 +205,19 @@ func (ts *turns) enter(l *LockingStore, r *http.Request, name string) (*update, 
 	}
 	t.goroutine = me
 	return u, nil
+}
+
+// find returns the turn of a request, or makes one.
+func (ts *turns) find(who any) *turn {
+	for _, t := range ts.all {
+		if sameRequester(t.who, who) {
+			return t
+		}
+	}
+	t := &turn{who: who, free: make(chan struct{}, 1), sessions: map[target]*sessions.Session{}}
+	t.free <- struct{}{}
+	ts.all = append(ts.all, t)
+	return t
 }
 
 func (t *turn) wait(ctx context.Context, patience time.Duration) error {
@@ -240,7 +249,8 @@ func (ts *turns) pass(t *turn) {
 
 func (ts *turns) quit(t *turn) {
 	if t.users--; t.users == 0 {
-		delete(ts.all, t.registry)
+		i := slices.Index(ts.all, t)
+		ts.all = slices.Delete(ts.all, i, i+1)
 	}
 }
 

@@ -25,15 +25,15 @@ type turn struct {
 	came  chan *Lease // gets the lease whose turn comes: its own, or one of the same owner
 }
 
-// shares tells whether the attempt's owner is the lease's. Nobody waits for himself.
+// shares tells whether the attempt's owner is the lease's: nobody waits for himself.
 func (a *attempt) shares(lease *Lease) bool {
-	return a.Same != nil && !(a.Alone && lease.alone) && a.Same(lease.owner, a.Owner)
+	return a.Same != nil && a.Same(lease.owner, a.Owner)
 }
 
 // enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
 func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	l := a.locker
-	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner, alone: a.Alone, ttl: a.TTL}
+	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner, ttl: a.TTL}
 	l.mu.Lock()
 	q := l.lines[a.Key]
 	if q == nil {
@@ -43,7 +43,6 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	}
 	if a.shares(q.holder) && q.holder.open() {
 		defer l.mu.Unlock()
-		q.holder.alone = q.holder.alone || a.Alone
 		return q.holder, nil
 	}
 	if n := len(q.waiting); a.MaxWaiters > 0 && n >= a.MaxWaiters {
@@ -100,7 +99,6 @@ func (l *Locker) pass(key string) {
 	q.waiting = slices.DeleteFunc(q.waiting, func(t turn) bool {
 		comes := t.lease == q.holder || t.shares(q.holder)
 		if comes {
-			q.holder.alone = q.holder.alone || t.Alone
 			t.came <- q.holder
 		}
 		return comes
@@ -142,7 +140,6 @@ type Lease struct {
 	keys   []any // of the scripts
 	token  string
 	owner  any
-	alone  bool // somebody who has it, or asks for it, is; guarded by the locker's mu
 	ttl    time.Duration
 
 	mu     sync.Mutex
@@ -210,21 +207,11 @@ func (l *Lease) closeUnused() bool {
 	return true
 }
 
-// isAlone tells whether one of those who have the lease is.
-func (l *Lease) isAlone() bool {
-	l.locker.mu.Lock()
-	defer l.locker.mu.Unlock()
-	return l.alone
-}
-
 // abandon gives up a lease after an error. Redis may have given it all the same, if the error
 // is not that somebody else has it. Who shares it keeps it, and gives it up.
 func (a *attempt) abandon(lease *Lease, err error) {
 	switch {
 	case lease.kept():
-		a.locker.mu.Lock()
-		defer a.locker.mu.Unlock()
-		lease.alone = lease.alone && !a.Alone
 	case errors.Is(err, ErrLocked) && a.Wait <= 0: // it stands in no queue
 		lease.end()
 	default:

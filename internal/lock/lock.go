@@ -78,9 +78,8 @@ type Want struct {
 	MaxWaiters int           // of this process; 0: no limit
 	Expire     time.Duration // the key's expiry from now; 0: as it is
 
-	// Owner is who wants it. Those who are the Same share a lock, but for two who are Alone.
+	// Owner is who wants it. Those who are the Same share a lock.
 	Owner any
-	Alone bool
 	Same  func(holder, owner any) bool
 }
 

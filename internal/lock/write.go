@@ -96,7 +96,7 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	if lease == nil || !lease.close() { // it waits like anybody else
 		var err error
 		if lease != nil { // what it had may still be locked, by another clock than ours
-			a.Owner, a.Alone, a.token = lease.owner, lease.isAlone(), lease.token
+			a.Owner, a.token = lease.owner, lease.token
 		}
 		if lease, err = a.enter(ctx); err != nil {
 			return w.Seen, err
