@@ -180,22 +180,30 @@ type turn struct {
 	sessions  map[target]*sessions.Session // that goroutine's
 }
 
-// enter waits until no other goroutine's Update works for the request. Its update has a
-// copy of the request, as another goroutine may put gorilla's registry into r.
-func (ts *turns) enter(l *LockingStore, r *http.Request, name string) (*update, error) {
-	me := goroutine()
+// come makes an update. It has a copy of the request, as another goroutine may put gorilla's
+// registry into r.
+func (ts *turns) come(l *LockingStore, r *http.Request, name, me string) *update {
 	ts.mu.Lock()
+	defer ts.mu.Unlock()    // also if r is nil, which panics
 	sessions.GetRegistry(r) // so that r has what Update loads
 	u := &update{call: call{r: r.WithContext(r.Context())}, of: target{l, name}}
-	t := ts.find(newRequester(&u.call))
-	u.turn = t
-	if u.within = t.goroutine == me; u.within {
-		u.outer = t.sessions[u.of]
-		ts.mu.Unlock()
+	u.turn = ts.find(newRequester(&u.call))
+	if u.within = u.turn.goroutine == me; u.within {
+		u.outer = u.turn.sessions[u.of]
+	} else {
+		u.turn.users++
+	}
+	return u
+}
+
+// enter waits until no other goroutine's Update works for the request.
+func (ts *turns) enter(l *LockingStore, r *http.Request, name string) (*update, error) {
+	me := goroutine()
+	u := ts.come(l, r, name, me)
+	if u.within {
 		return u, nil
 	}
-	t.users++
-	ts.mu.Unlock()
+	t := u.turn
 	err := t.wait(u.context(), l.Wait)
 	ts.mu.Lock()
 	defer ts.mu.Unlock()

@@ -246,3 +246,25 @@ func TestUpdatesOfTwoSessionsOfOneRequest(t *testing.T) {
 		equal(t, "turns that are left", len(updates.all), 0)
 	}
 }
+
+// TestUpdateWithoutARequest panics, as Get does, and leaves other requests' Updates alone.
+func TestUpdateWithoutARequest(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		update := func(r *http.Request) error {
+			return store.Update(r, httptest.NewRecorder(), "s", func(*sessions.Session) error { return nil })
+		}
+		func() {
+			defer func() { _ = recover() }()
+			t.Error("no panic: ", update(nil))
+		}()
+		done := make(chan error, 1)
+		go func() { done <- update(login(t, store).request(t)) }()
+		select {
+		case err := <-done:
+			must(t, err)
+		case <-time.After(5 * time.Second):
+			t.Fatal("every Update of the process waits for ever")
+		}
+	})
+}

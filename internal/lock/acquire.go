@@ -86,7 +86,7 @@ func (a *attempt) take(ctx context.Context, lease *Lease) (v Value, taken bool, 
 		}
 	}
 	if !lease.arm(ctx, a.TTL-time.Since(asked)) {
-		l.unlock(ctx, lease.keys, lease.token, false)
+		lease.giveBack()
 		return v, false, nil
 	}
 	data := []byte(text)

@@ -33,7 +33,7 @@ func (a *attempt) shares(lease *Lease) bool {
 // enter returns the owner's own lease, or a new one when its turn has come, or ErrLocked.
 func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	l := a.locker
-	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner, ttl: a.TTL}
+	lease := &Lease{locker: l, key: a.Key, keys: keysOf(a.Key), token: cmp.Or(a.token, l.newToken()), owner: a.Owner, ttl: a.TTL, asking: 1}
 	l.mu.Lock()
 	q := l.lines[a.Key]
 	if q == nil {
@@ -41,9 +41,9 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 		l.mu.Unlock()
 		return lease, nil
 	}
-	if a.shares(q.holder) && q.holder.open() {
-		defer l.mu.Unlock()
-		return q.holder, nil
+	if holder := q.holder; a.shares(holder) && holder.join() {
+		l.mu.Unlock()
+		return holder, nil
 	}
 	if n := len(q.waiting); a.MaxWaiters > 0 && n >= a.MaxWaiters {
 		l.mu.Unlock()
@@ -64,8 +64,10 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	case <-timer.C:
 	}
 	l.stats.refused.Add(1)
-	if !l.leave(a.Key, t) && <-t.came == lease {
-		lease.end() // the turn has come at this very moment
+	if !l.leave(a.Key, t) { // the turn has come at this very moment
+		if lease := <-t.came; lease.leave() {
+			lease.end()
+		}
 	}
 	return nil, ended(ctx, ErrLocked)
 }
@@ -97,7 +99,7 @@ func (l *Locker) pass(key string) {
 	}
 	q.holder = q.waiting[0].lease
 	q.waiting = slices.DeleteFunc(q.waiting, func(t turn) bool {
-		comes := t.lease == q.holder || t.shares(q.holder)
+		comes := t.lease == q.holder || t.shares(q.holder) && q.holder.join()
 		if comes {
 			t.came <- q.holder
 		}
@@ -143,8 +145,10 @@ type Lease struct {
 	ttl    time.Duration
 
 	mu     sync.Mutex
+	asking int         // how many of those who share it do not know yet whether they get it
 	over   bool        // nobody may share it any more
 	passed bool        // the next has the turn
+	again  bool        // Redis may have given it after it was given up
 	timer  *time.Timer // when Redis takes it back
 
 	// The contexts of those who share it, each with what stops the release at its end.
@@ -159,6 +163,7 @@ func (l *Lease) arm(ctx context.Context, ttl time.Duration) bool {
 	if l.over {
 		return false
 	}
+	l.asking--
 	if l.timer != nil {
 		l.timer.Stop()
 	}
@@ -190,16 +195,30 @@ func (l *Lease) unused(done <-chan struct{}) bool {
 	return shared && l.closeUnused()
 }
 
-// kept tells whether somebody has the lease.
-func (l *Lease) kept() bool {
+// join has one more ask for the lease, if it can be shared.
+func (l *Lease) join() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.closeUnused()
+	if l.over {
+		return false
+	}
+	l.asking++
+	return true
 }
 
-// closeUnused closes the lease if nobody has it: none is to share what is being given up.
+// leave has one that asked share the lease no more. It tells whether that was the last, which
+// closes the lease.
+func (l *Lease) leave() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asking--
+	return l.closeUnused()
+}
+
+// closeUnused closes the lease if nobody has it or asks for it: none is to share what is being
+// given up.
 func (l *Lease) closeUnused() bool {
-	if len(l.ends) > 0 {
+	if l.over || len(l.ends) > 0 || l.asking > 0 {
 		return false
 	}
 	l.over = true
@@ -207,14 +226,21 @@ func (l *Lease) closeUnused() bool {
 	return true
 }
 
-// abandon gives up a lease after an error. Redis may have given it all the same, if the error
-// is not that somebody else has it. Who shares it keeps it, and gives it up.
+// abandon leaves a lease after an error. Who shares it keeps it, and gives it up.
 func (a *attempt) abandon(lease *Lease, err error) {
-	switch {
-	case lease.kept():
-	case errors.Is(err, ErrLocked) && a.Wait <= 0: // it stands in no queue
+	if lease.leave() {
+		a.giveUp(lease, err)
+	} else {
+		go lease.giveBack()
+	}
+}
+
+// giveUp gives up a lease that was closed, after an error. Redis may have given it all the
+// same, if the error is not that somebody else has it.
+func (a *attempt) giveUp(lease *Lease, err error) {
+	if errors.Is(err, ErrLocked) && a.Wait <= 0 { // it stands in no queue
 		lease.end()
-	default:
+	} else {
 		go lease.release()
 	}
 }
@@ -245,11 +271,30 @@ func (l *Lease) close() bool {
 func (l *Lease) end() {
 	l.close()
 	l.mu.Lock()
-	passed := l.passed
+	passed, again := l.passed, l.again
 	l.passed = true
 	l.mu.Unlock()
-	if !passed {
+	switch {
+	case passed:
+	case again:
+		go func() {
+			l.unlock(false)
+			l.locker.pass(l.key)
+		}()
+	default:
 		l.locker.pass(l.key)
+	}
+}
+
+// giveBack gives up what Redis may have given to one who shares the lease no more. If others
+// do, that is left to the lease's end: the lock is theirs, and so is a write that is under way.
+func (l *Lease) giveBack() {
+	l.mu.Lock()
+	passed := l.passed
+	l.again = true
+	l.mu.Unlock()
+	if passed {
+		l.unlock(false)
 	}
 }
 
@@ -268,11 +313,16 @@ func (l *Lease) Release() {
 }
 
 // release gives up what may be locked, and the process' place in the queue if nobody of it
-// waits, and then lets the next one ask. A Redis that was stopped may yet get the request that
-// locks, so it is told again until the lock has run out.
+// waits, and then lets the next one ask.
 func (l *Lease) release() {
-	err := l.locker.unlock(context.Background(), l.keys, l.token, l.locker.last(l))
+	l.unlock(l.locker.last(l))
 	l.end()
+}
+
+// unlock gives up what may be locked. A Redis that was stopped may yet get the request that
+// locks, so it is told again until the lock has run out.
+func (l *Lease) unlock(leave bool) {
+	err := l.locker.unlock(context.Background(), l.keys, l.token, leave)
 	if err != nil && !script.IsReply(err) {
 		go l.releaseAgain()
 	}

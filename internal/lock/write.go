@@ -93,15 +93,14 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 	a := l.attempt(w.Want)
 	defer a.end()
 	lease := w.Lease
-	if lease == nil || !lease.close() { // it waits like anybody else
+	if lease != nil { // what it had may still be locked, by another clock than ours
+		a.Owner, a.token = lease.owner, lease.token
+	}
+	for lease == nil || !lease.close() { // it waits like anybody else
 		var err error
-		if lease != nil { // what it had may still be locked, by another clock than ours
-			a.Owner, a.token = lease.owner, lease.token
-		}
 		if lease, err = a.enter(ctx); err != nil {
 			return w.Seen, err
 		}
-		lease.close()
 	}
 	token := l.newToken()
 	reply, lost, err := a.send(ctx, w, lease, token)
@@ -110,7 +109,7 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 		w.Seen = &Version{w.Seen.last, append(slices.Clone(w.Seen.maybe), why)}
 	}
 	if err != nil {
-		a.abandon(lease, err)
+		a.giveUp(lease, err)
 		if errors.Is(err, ErrLocked) {
 			err = cmp.Or(lost, err)
 		}
