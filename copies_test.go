@@ -1,6 +1,7 @@
 package redistore
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -39,4 +40,23 @@ func TestUpdatesOfCopiesShareNoLock(t *testing.T) {
 		}
 		all.Wait()
 	}
+}
+
+// TestUpdateWithinUpdateKnowsCopies has fn call Update with a copy that was made before anything
+// was loaded, and so has a registry of its own.
+func TestUpdateWithinUpdateKnowsCopies(t *testing.T) {
+	onServers(t, func(t *testing.T, srv *server) {
+		store, _ := srv.locking(t)
+		b := login(t, store)
+		r, end := b.lived(t)
+		defer end()
+		copied := r.WithContext(context.WithoutCancel(r.Context()))
+		w := httptest.NewRecorder()
+		must(t, store.Update(r, w, "s", func(outer *sessions.Session) error {
+			return store.Update(copied, w, "s", func(s *sessions.Session) error {
+				equal(t, "it is the same session", s == outer, true)
+				return nil
+			})
+		}))
+	})
 }

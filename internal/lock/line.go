@@ -298,13 +298,6 @@ func (l *Lease) giveBack() {
 	}
 }
 
-// open tells whether the lease can be shared.
-func (l *Lease) open() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return !l.over
-}
-
 // Release gives the lock up. It may be called again, and on nil.
 func (l *Lease) Release() {
 	if l != nil && l.close() {

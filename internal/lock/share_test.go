@@ -18,6 +18,13 @@ func by(owner string) Want {
 	return w
 }
 
+// open tells whether a lease can be shared.
+func (l *Lease) open() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.over
+}
+
 // TestWhoWaitsTwiceDoesNotWaitForItself has two of one owner come while another has the lock.
 func TestWhoWaitsTwiceDoesNotWaitForItself(t *testing.T) {
 	onServers(t, func(t *testing.T, s *site) {
