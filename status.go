@@ -8,14 +8,14 @@ import (
 	"github.com/gorilla/securecookie"
 )
 
-// Status is what a handler answers to an error of Get, New, Save, Renew, Touch or Update:
+// Status is what a handler answers to an error of this package:
 //
 //   - 200 to nil, and to a cookie that proves nothing: Get has made a new session, which can
 //     be used as it is. What a Codec of yours refuses counts as such a cookie
 //   - 401 to [ErrGone]: the session has ended, so log in again
 //   - 409 to [ErrConflict]: load the session again and repeat, which is what Update is for
 //   - 503 to [ErrNotLoaded], [ErrLocked], and whatever else is about Redis or the connection
-//     to it: try again later
+//     to it, as a wrong password: try again later
 //   - 500 to all else, for which somebody has to change the program or its configuration, such
 //     as [ErrTooLarge], or a value that cannot be encoded; an error of Update's fn too, unless it
 //     is one of the above: a securecookie.Error of fn is 200, although nothing was saved
