@@ -146,6 +146,7 @@ type Lease struct {
 
 	mu     sync.Mutex
 	asking int         // how many of those who share it do not know yet whether they get it
+	given  bool        // by Redis
 	over   bool        // nobody may share it any more
 	passed bool        // the next has the turn
 	again  bool        // Redis may have given it after it was given up
@@ -164,6 +165,7 @@ func (l *Lease) arm(ctx context.Context, ttl time.Duration) bool {
 		return false
 	}
 	l.asking--
+	l.given = true
 	if l.timer != nil {
 		l.timer.Stop()
 	}
@@ -313,10 +315,13 @@ func (l *Lease) release() {
 }
 
 // unlock gives up what may be locked. A Redis that was stopped may yet get the request that
-// locks, so it is told again until the lock has run out.
+// locks, and one that refuses may soon not, so it is told again until the lock has run out.
 func (l *Lease) unlock(leave bool) {
 	err := l.locker.unlock(context.Background(), l.keys, l.token, leave)
-	if err != nil && !script.IsReply(err) {
+	l.mu.Lock()
+	given := l.given
+	l.mu.Unlock()
+	if err != nil && (given || !script.IsReply(err)) {
 		go l.releaseAgain()
 	}
 }
