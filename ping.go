@@ -21,7 +21,7 @@ const minKey = 16
 // CookieStore does. Then it has Redis do what the store may ask for: all commands and scripts,
 // on keys of its own that start with KeyPrefix and expire after 10 seconds. So it finds a
 // plain client on a Cluster, a replica, a user who lacks a right, a Redis that is too old or
-// has no scripts, and one whose memory is full.
+// has no scripts, and one whose memory is full. It refuses a client that reads from replicas.
 //
 // The error says what to change. It takes one round trip, to each server where there are
 // several, and 5 seconds at most. Call it when the program starts, and where an orchestrator
@@ -44,6 +44,8 @@ func (l *LockingStore) Ping(ctx context.Context) error {
 	return l.try(ctx, db.trial(ctx, id, l.locker().Trial(ctx, db.key(id), trialLife)...))
 }
 
+var errReplicas = errors.New("redistore: ping: the client reads from replicas, which may not have a login yet: leave ReadOnly, RouteByLatency and RouteRandomly off")
+
 func trialID() string { return "ping." + rand.Text() }
 
 const trialLife = 10 * time.Second
@@ -54,6 +56,9 @@ func (s *Store) try(ctx context.Context, cmds []redis.Cmder) error {
 		if slices.Contains(s.Codecs, short.codec) { // which may have been set to others
 			return short.err
 		}
+	}
+	if cluster, ok := s.client.(*redis.ClusterClient); ok && cluster.Options().ReadOnly {
+		return errReplicas
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

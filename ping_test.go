@@ -90,3 +90,14 @@ func TestPingSaysWhatToChange(t *testing.T) {
 	// Servers that cannot wake one another poll.
 	must(t, NewLockingStore(New(as("~*", "resetchannels", "+@all", "-publish", "-subscribe"), hashKey)).Ping(t.Context()))
 }
+
+// TestPingRefusesReplicas has clients that read from replicas, which may be behind.
+func TestPingRefusesReplicas(t *testing.T) {
+	for _, o := range []*redis.ClusterOptions{{ReadOnly: true}, {RouteByLatency: true}, {RouteRandomly: true}} {
+		client := redis.NewClusterClient(o)
+		defer client.Close()
+		store := NewLockingStore(New(client, hashKey))
+		wantErr(t, store.Ping(t.Context()), errReplicas)
+		wantErr(t, store.Store.Ping(t.Context()), errReplicas)
+	}
+}
