@@ -184,7 +184,8 @@ func TestUnknownIDsTakeNoLock(t *testing.T) {
 }
 
 func TestARedisThatIsBusyIsWaitedFor(t *testing.T) {
-	for _, busy := range []string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"} {
+	for _, busy := range []string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN",
+		"ERR Error running script (call to f_1): @user_script:4: @user_script: 4: -READONLY You can't write against a read only replica."} {
 		store, rec := startMini(t).locking(t)
 		b := login(t, store)
 		fail := func() {
