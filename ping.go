@@ -23,9 +23,9 @@ const minKey = 16
 // plain client on a Cluster, a replica, a user who lacks a right, a Redis that is too old or
 // has no scripts, and one whose memory is full. It refuses a client that reads from replicas.
 //
-// The error says what to change. It takes one round trip, to each server where there are
-// several, and 5 seconds at most. Call it when the program starts, and where an orchestrator
-// asks whether the server is ready.
+// The error says what to change. It takes one round trip, and 5 seconds at most. Where there
+// are several servers, it asks the few that its keys fall on, which are others each time. Call
+// it when the program starts, and where an orchestrator asks whether the server is ready.
 func (s *Store) Ping(ctx context.Context) error {
 	if err := s.check(); err != nil {
 		return err
