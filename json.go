@@ -264,48 +264,91 @@ func jsonLosesEntry(v reflect.Value, back any) string {
 // is another one's if they share a name.
 func jsonLosesField(v reflect.Value, object map[string]any) string {
 	hidden := 0
-	for field, value := range v.Fields() {
-		tag := field.Tag.Get("json")
-		name, options, _ := strings.Cut(tag, ",")
-		inner := value
-		if field.Anonymous && value.Kind() == reflect.Pointer {
-			inner = value.Elem()
-		}
-		t := field.Type
-		if t.Kind() == reflect.Pointer {
-			t = t.Elem()
-		}
-		switch promoted := field.Anonymous && t.Kind() == reflect.Struct; {
-		case tag == "-":
+	for field := range v.Fields() {
+		if _, _, sent := jsonName(field); !sent {
 			hidden++
-		case promoted && !validJSONName(name):
-			if inner.IsValid() {
-				if lost := jsonLosesField(inner, object); lost != "" {
-					return field.Name + ": " + lost
-				}
-			}
-		case !field.IsExported() && !promoted:
-			hidden++
-			if hidden == v.NumField() { // an error, say
-				return fmt.Sprintf("%s has no exported field and would come back empty", v.Type())
-			}
-			if !value.IsZero() {
-				return field.Name + ": it is not exported and would be lost"
-			}
-		default:
-			if !validJSONName(name) {
-				name = field.Name
-			}
-			back, found := object[name]
-			if lost := jsonLosesNamed(value, back, found, options); lost != "" {
-				return field.Name + ": " + lost
-			}
 		}
 	}
-	if n := v.NumField(); n > 0 && hidden == n {
+	if n := v.NumField(); n > 0 && hidden == n { // an error, say
 		return fmt.Sprintf("%s has no exported field and would come back empty", v.Type())
 	}
+	ranks := make(map[string]int, v.NumField())
+	rankJSON(v, 0, ranks)
+	return jsonLosesRanked(v, object, 0, ranks)
+}
+
+// rankJSON finds the lowest rank of each name. encoding/json takes the field that is least
+// deep in embedded structs, and of those the one whose name is from its tag.
+func rankJSON(v reflect.Value, depth int, ranks map[string]int) {
+	for field, value := range v.Fields() {
+		switch name, rank, sent := jsonName(field); {
+		case !sent:
+		case name == "":
+			if inner := embedded(value); inner.IsValid() {
+				rankJSON(inner, depth+1, ranks)
+			}
+		default:
+			lowest, found := ranks[name]
+			if rank += 2 * depth; !found || rank < lowest {
+				ranks[name] = rank
+			}
+		}
+	}
+}
+
+func jsonLosesRanked(v reflect.Value, object map[string]any, depth int, ranks map[string]int) string {
+	for field, value := range v.Fields() {
+		lost := ""
+		switch name, rank, sent := jsonName(field); {
+		case !sent:
+			if field.Tag.Get("json") != "-" && !value.IsZero() {
+				lost = "it is not exported and would be lost"
+			}
+		case name == "":
+			if inner := embedded(value); inner.IsValid() {
+				lost = jsonLosesRanked(inner, object, depth+1, ranks)
+			}
+		default:
+			back, found := object[name]
+			found = found && rank+2*depth == ranks[name]
+			_, options, _ := strings.Cut(field.Tag.Get("json"), ",")
+			lost = jsonLosesNamed(value, back, found, options)
+		}
+		if lost != "" {
+			return field.Name + ": " + lost
+		}
+	}
 	return ""
+}
+
+// jsonName is a field's name in JSON, "" where the fields of an embedded struct take its
+// place, and its rank: 0 for a name from a tag, 1 for its own. sent is false for what
+// encoding/json leaves out.
+func jsonName(field reflect.StructField) (name string, rank int, sent bool) {
+	tag := field.Tag.Get("json")
+	name, _, _ = strings.Cut(tag, ",")
+	t := field.Type
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	promoted := field.Anonymous && t.Kind() == reflect.Struct
+	switch {
+	case tag == "-" || !field.IsExported() && !promoted:
+		return "", 0, false
+	case validJSONName(name):
+		return name, 0, true
+	case promoted:
+		return "", 0, true
+	}
+	return field.Name, 1, true
+}
+
+// embedded is the struct that a field embeds, or invalid for a nil pointer.
+func embedded(v reflect.Value) reflect.Value {
+	if v.Kind() == reflect.Pointer {
+		return v.Elem()
+	}
+	return v
 }
 
 func jsonLosesNamed(v reflect.Value, back any, found bool, options string) string {
