@@ -176,6 +176,11 @@ func jsonWhole(t reflect.Type) bool {
 	return t.Implements(jsonMarshaler) || t.Implements(textMarshaler)
 }
 
+// jsonOwn tells values that make their own JSON: those with an address may do so by pointer.
+func jsonOwn(v reflect.Value) bool {
+	return jsonWhole(v.Type()) || v.CanAddr() && jsonWhole(reflect.PointerTo(v.Type()))
+}
+
 // jsonSent tells fields into which encoding/json looks.
 func jsonSent(f reflect.StructField) bool {
 	return (f.IsExported() || f.Anonymous) && f.Tag.Get("json") != "-"
@@ -185,9 +190,7 @@ func jsonSent(f reflect.StructField) bool {
 func jsonLoses(v reflect.Value, back any) string {
 	const exact = 1 << 53 // the integers up to here are float64s too
 	switch {
-	case !v.IsValid() || jsonWhole(v.Type()) || v.Type() == jsonNumber:
-		return ""
-	case v.CanAddr() && jsonWhole(reflect.PointerTo(v.Type())): // as encoding/json does it
+	case !v.IsValid() || jsonOwn(v) || v.Type() == jsonNumber:
 		return ""
 	}
 	same := true
@@ -376,7 +379,7 @@ func jsonLosesNamed(v reflect.Value, back any, found bool, options string) strin
 		case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
 			reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr,
 			reflect.Float32, reflect.Float64, reflect.Bool, reflect.String:
-			if text, is := back.(string); is && !jsonWhole(p.Type()) && text != jsonText(p) {
+			if text, is := back.(string); is && !jsonOwn(p) && text != jsonText(p) {
 				return fmt.Sprintf("it would come back as %.100q", text)
 			}
 			return jsonLosesText(p)
@@ -385,10 +388,19 @@ func jsonLosesNamed(v reflect.Value, back any, found bool, options string) strin
 	return jsonLoses(v, back)
 }
 
-// jsonOmits tells values that say themselves that they are zero.
+// jsonOmits tells values that say themselves that they are zero, be it by pointer.
 func jsonOmits(v reflect.Value) bool {
-	z, ok := v.Interface().(interface{ IsZero() bool })
-	return ok && z.IsZero()
+	if !v.CanInterface() {
+		return false
+	}
+	p := reflect.New(v.Type())
+	p.Elem().Set(v)
+	for _, v := range []reflect.Value{v, p} {
+		if z, ok := v.Interface().(interface{ IsZero() bool }); ok {
+			return z.IsZero()
+		}
+	}
+	return false
 }
 
 func jsonLosesText(v reflect.Value) string {

@@ -27,7 +27,25 @@ type (
 		sync.Mutex
 		Items []string
 	}
+	says     struct{ Zero, More int }
+	omitsOne struct {
+		S says `json:",omitzero"`
+	}
+	inside struct {
+		partial `json:"in,omitempty"`
+	}
+	outside struct {
+		inside
+		In string `json:"in"`
+	}
+	spelled  int
+	holdsOne struct {
+		L spelled `json:",string"`
+	}
 )
+
+func (s *says) IsZero() bool                    { return s.Zero == 0 }
+func (s *spelled) MarshalJSON() ([]byte, error) { return []byte(`"three"`), nil }
 
 // TestJSONRefusesShadowedFieldsOfAllTypes: also of those whose text it takes at their word.
 func TestJSONRefusesShadowedFieldsOfAllTypes(t *testing.T) {
@@ -47,6 +65,10 @@ func TestJSONRefusesShadowedFieldsOfAllTypes(t *testing.T) {
 		{numberedAgain{nil, 6}, ""},
 		{tagged.Interface(), "A: another field has its name"},
 		{&lockedCart{Items: []string{"a"}}, ""}, // what is empty is not lost
+		{omitsOne{says{0, 1}}, ""},
+		{&omitsOne{says{0, 1}}, ""},
+		{&holdsOne{3}, ""},
+		{outside{inside{partial{"a", ""}}, "b"}, "inside: partial: another field has its name"},
 	} {
 		s := sessions.NewSession(nil, "s")
 		s.Values["key"] = c.value
