@@ -14,7 +14,8 @@ import (
 // read Redis: AES-256-GCM, with the record's key (KeyPrefix and session ID) as associated
 // data, so that a value copied under another key does not decrypt, not even under another
 // KeyPrefix. Only the Store knows the KeyPrefix: an application that calls Serialize itself
-// binds the session ID alone.
+// binds the session ID alone. A Serializer that wraps this one has to hand it the session
+// that it was given itself: for another, what is bound to the key does not decrypt.
 //
 // Values that were bound to the ID alone, as builds before 0.1.0 did, are still read; 0.2.0
 // will not read them.
