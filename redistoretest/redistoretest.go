@@ -60,6 +60,7 @@ func New(t testing.TB) *Redis {
 	r.Client.AddHook(failing{r})
 	t.Cleanup(func() {
 		r.Client.Close()
+		r.Fail(nil) // what is still told to Redis hears that the client is closed, and gives up
 		r.Mini.Close()
 	})
 	return r

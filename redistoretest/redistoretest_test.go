@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,6 +121,33 @@ func TestALockEndsWithTheHandler(t *testing.T) {
 	}
 	if took := time.Since(start); took > store.TTL/2 {
 		t.Errorf("they took %v", took)
+	}
+}
+
+// TestNothingRunsOnAfterTheTest: the lock of the last request, which did not save, is given
+// up, or nobody can be told any more.
+func TestNothingRunsOnAfterTheTest(t *testing.T) {
+	for range 5 {
+		for _, err := range []error{nil, errors.New("redis is down")} {
+			t.Run("inner", func(t *testing.T) {
+				redis := redistoretest.New(t)
+				store := redistore.NewLockingStore(redis.Store())
+				cookie := redis.Cookie(store, "session", ann)
+				code, _ := get(t, redis, app{store}, cookie)
+				wantCode(t, "a request", code, http.StatusOK)
+				redis.Fail(err)
+			})
+		}
+	}
+	stacks := make([]byte, 1<<20)
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		all := string(stacks[:runtime.Stack(stacks, true)])
+		if !strings.Contains(all, "internal/lock.") {
+			return
+		}
+		if time.Since(start) > 2*time.Second {
+			t.Fatal(all)
+		}
 	}
 }
 

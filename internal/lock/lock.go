@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/redistore/redistore/internal/script"
 )
 
@@ -98,7 +100,7 @@ func ended(ctx context.Context, err error) error {
 }
 
 // unlock gives the lock up, and the process' place in the queue too if nobody of it waits.
-// If that fails, both expire.
+// If that fails, both expire. Through a client that is closed nothing can be told any more.
 func (l *Locker) unlock(ctx context.Context, keys []any, token string, leave bool) error {
 	process := ""
 	if leave {
@@ -107,6 +109,9 @@ func (l *Locker) unlock(ctx context.Context, keys []any, token string, leave boo
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	_, err := l.run(ctx, releaseScript, keys, token, process, millis(reserve))
+	if errors.Is(err, redis.ErrClosed) {
+		return nil
+	}
 	return err
 }
 
