@@ -42,7 +42,8 @@ type Redis struct {
 	// Mini is the server, for what this package has no words for.
 	Mini *miniredis.Miniredis
 
-	t testing.TB
+	t   testing.TB
+	ctx context.Context // the test's, which a fuzz target may not ask its F for
 
 	mu    sync.Mutex
 	ahead time.Duration
@@ -52,7 +53,7 @@ type Redis struct {
 // New starts an empty Redis. It ends with the test.
 func New(t testing.TB) *Redis {
 	t.Helper()
-	r := &Redis{t: t, Mini: miniredis.NewMiniRedis()}
+	r := &Redis{t: t, ctx: t.Context(), Mini: miniredis.NewMiniRedis()}
 	if err := r.Mini.Start(); err != nil {
 		t.Fatalf("redistoretest: %v", err)
 	}
@@ -113,7 +114,6 @@ func (r *Redis) failure() error {
 // Cookie starts a session of that name in a store, lets fill change it, saves it, and returns
 // its cookie, for requests of somebody who is logged in.
 func (r *Redis) Cookie(store sessions.Store, name string, fill func(*sessions.Session)) *http.Cookie {
-	r.t.Helper()
 	request, w := r.Request("GET", "/", nil), httptest.NewRecorder()
 	session, err := store.Get(request, name)
 	if err == nil {
@@ -121,6 +121,7 @@ func (r *Redis) Cookie(store sessions.Store, name string, fill func(*sessions.Se
 		err = store.Save(request, w, session)
 	}
 	if err != nil {
+		r.t.Helper()
 		r.t.Fatalf("redistoretest: the session of the cookie %q: %v", name, err)
 	}
 	for _, cookie := range w.Result().Cookies() {
@@ -128,6 +129,7 @@ func (r *Redis) Cookie(store sessions.Store, name string, fill func(*sessions.Se
 			return cookie
 		}
 	}
+	r.t.Helper()
 	r.t.Fatalf("redistoretest: no cookie %q was set", name)
 	return nil
 }
@@ -135,7 +137,7 @@ func (r *Redis) Cookie(store sessions.Store, name string, fill func(*sessions.Se
 // Request returns a request with these cookies. Its context ends with the test; with Serve,
 // it ends with the handler.
 func (r *Redis) Request(method, target string, body io.Reader, cookies ...*http.Cookie) *http.Request {
-	request := httptest.NewRequestWithContext(r.t.Context(), method, target, body)
+	request := httptest.NewRequestWithContext(r.ctx, method, target, body)
 	for _, cookie := range cookies {
 		request.AddCookie(cookie)
 	}

@@ -174,3 +174,16 @@ func TestACookieThatCannotBeMadeFailsTheTest(t *testing.T) {
 	}()
 	redis.Cookie(redis.Store(), "session", ann)
 }
+
+// FuzzOnOneRedis starts one Redis for all inputs.
+func FuzzOnOneRedis(f *testing.F) {
+	redis := redistoretest.New(f)
+	a := app{redis.Store()}
+	f.Add("ann")
+	f.Fuzz(func(t *testing.T, user string) {
+		cookie := redis.Cookie(a.store, "session", func(s *sessions.Session) { s.Values["user"] = user })
+		if _, body := get(t, redis, a, cookie); body != "hello, "+user {
+			t.Errorf("got %q", body)
+		}
+	})
+}
