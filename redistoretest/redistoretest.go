@@ -89,7 +89,8 @@ func (r *Redis) Follow(store *redistore.Store) {
 }
 
 // Forward lets time pass: what expires by then is gone. Otherwise nothing expires in this
-// Redis, be the test as slow as it may.
+// Redis, be the test as slow as it may. Two things go by the real time: how long requests of
+// one LockingStore wait for each other, and the age of cookies that CookieStore made.
 func (r *Redis) Forward(d time.Duration) {
 	r.mu.Lock()
 	r.ahead += d
@@ -146,12 +147,12 @@ func (r *Redis) Request(method, target string, body io.Reader, cookies ...*http.
 
 // Serve runs a handler as net/http does: when it has returned, the request's context ends,
 // which is what unlocks a session that was loaded through a [redistore.LockingStore] and not
-// saved.
+// saved. A request that is served again, also at the same time, is another one.
 func (r *Redis) Serve(handler http.Handler, request *http.Request) *httptest.ResponseRecorder {
 	ctx, end := context.WithCancel(request.Context())
 	defer end()
 	w := httptest.NewRecorder()
-	handler.ServeHTTP(w, request.WithContext(ctx))
+	handler.ServeHTTP(w, request.Clone(ctx)) // the lock takes those with one header for one request
 	return w
 }
 

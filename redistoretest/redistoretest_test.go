@@ -124,6 +124,21 @@ func TestALockEndsWithTheHandler(t *testing.T) {
 	}
 }
 
+// TestARequestServedAgainIsAnother: it finds the session locked while the first is running.
+func TestARequestServedAgainIsAnother(t *testing.T) {
+	redis := redistoretest.New(t)
+	store := redistore.NewLockingStore(redis.Store())
+	store.Wait = 0
+	request := redis.Request("POST", "/", nil, redis.Cookie(store, "session", ann))
+	redis.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := store.Get(r, "session"); err != nil {
+			t.Fatal(err)
+		}
+		again := redis.Serve(app{store}, request)
+		wantCode(t, "the same request again", again.Code, http.StatusServiceUnavailable)
+	}), request)
+}
+
 // TestNothingRunsOnAfterTheTest: the lock of the last request, which did not save, is given
 // up, or nobody can be told any more.
 func TestNothingRunsOnAfterTheTest(t *testing.T) {
