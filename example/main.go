@@ -96,8 +96,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 // connect makes a client, which connects when it is used.
 func connect(redisURL string, cluster bool) (redis.UniversalClient, error) {
 	u, err := url.Parse(redisURL)
-	if failed := (*url.Error)(nil); errors.As(err, &failed) {
-		return nil, failed.Err // without the URL, which may hold a password
+	if err != nil {
+		return nil, errors.New("the URL cannot be parsed") // nor be quoted: it may hold a password
 	}
 	// ContextTimeoutEnabled: no call takes longer than its bound.
 	switch {
