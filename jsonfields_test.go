@@ -152,7 +152,7 @@ func (g fieldMaker) fill(v reflect.Value) {
 	case *bool:
 		v.Set(reflect.ValueOf(new(true)))
 	case string, json.Number:
-		v.SetString(fmt.Sprint(1 + g.IntN(1<<50)))
+		v.SetString(fmt.Sprint(1 + g.Int64N(1<<50)))
 	case time.Time:
 		v.Set(reflect.ValueOf(time.Unix(g.Int64N(1<<31), 0).UTC()))
 	}
