@@ -119,13 +119,16 @@ func TestWaitingIsBounded(t *testing.T) {
 }
 
 // TestABurstIsFairAndCheap has 64 requests in 2 processes' stores want one session
-// at once.
+// at once, when both have come.
 func TestABurstIsFairAndCheap(t *testing.T) {
 	srv := startRedis(t)
 	one, rec1 := srv.locking(t)
 	two, rec2 := srv.locking(t)
 	b := login(t, one)
-	start := make(chan struct{})
+	holder, _ := srv.locking(t)
+	r, end := b.lived(t)
+	_, err := holder.Get(r, "s")
+	must(t, err)
 	const n = 64
 	var mu sync.Mutex
 	var served []int // by which process, one after the other
@@ -133,7 +136,6 @@ func TestABurstIsFairAndCheap(t *testing.T) {
 	for i := range n {
 		store := []*LockingStore{one, two}[i%2]
 		wg.Go(func() {
-			<-start
 			r, end := b.lived(t)
 			defer end()
 			s, err := store.Get(r, "s")
@@ -146,8 +148,11 @@ func TestABurstIsFairAndCheap(t *testing.T) {
 			must(t, s.Save(r, httptest.NewRecorder()))
 		})
 	}
+	queue := lock.Beside(one.key(idOf(t, one.Store, b)), ":queue")
+	eventually(t, "both processes wait", func() bool { return srv.admin.LLen(t.Context(), queue).Val() == 2 })
 	rec1.take()
-	close(start)
+	rec2.take()
+	end()
 	wg.Wait()
 	s, _, _ := b.get(t, one.Store)
 	equal(t, "n", count(s), n)
