@@ -337,9 +337,18 @@ func (x *trial) toxicFor(from, to time.Duration, kinds ...string) {
 	}
 }
 
+// onPrimaries waits for replicas where a primary refuses to write without them.
 func (x *trial) onPrimaries(do func(context.Context, *redis.Client) error) {
 	for _, n := range x.site.primaries() {
-		must(x.t, do(context.Background(), direct(n)))
+		err := do(context.Background(), direct(n))
+		for range 100 {
+			if !redis.HasErrorPrefix(err, "NOREPLICAS ") {
+				break
+			}
+			time.Sleep(200 * time.Millisecond)
+			err = do(context.Background(), direct(n))
+		}
+		must(x.t, err)
 	}
 }
 
