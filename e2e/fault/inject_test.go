@@ -340,15 +340,14 @@ func (x *trial) toxicFor(from, to time.Duration, kinds ...string) {
 // onPrimaries waits for replicas where a primary refuses to write without them.
 func (x *trial) onPrimaries(do func(context.Context, *redis.Client) error) {
 	for _, n := range x.site.primaries() {
-		err := do(context.Background(), direct(n))
-		for range 100 {
-			if !redis.HasErrorPrefix(err, "NOREPLICAS ") {
+		for tries := 0; ; tries++ {
+			err := do(context.Background(), direct(n))
+			if tries == 100 || !redis.HasErrorPrefix(err, "NOREPLICAS ") {
+				must(x.t, err)
 				break
 			}
 			time.Sleep(200 * time.Millisecond)
-			err = do(context.Background(), direct(n))
 		}
-		must(x.t, err)
 	}
 }
 

@@ -317,7 +317,7 @@ func (l *Lease) release() {
 // unlock gives up what may be locked. A Redis that was stopped may yet get the request that
 // locks, and one that refuses may soon not, so it is told again until the lock has run out.
 func (l *Lease) unlock(leave bool) {
-	err := l.locker.unlock(context.Background(), l.keys, l.token, leave)
+	err := l.locker.unlock(l, leave)
 	l.mu.Lock()
 	given := l.given
 	l.mu.Unlock()
@@ -329,7 +329,7 @@ func (l *Lease) unlock(leave bool) {
 func (l *Lease) releaseAgain() {
 	for until := time.Now().Add(l.ttl); time.Now().Before(until); {
 		time.Sleep(min(l.ttl, retryRelease))
-		if l.locker.unlock(context.Background(), l.keys, l.token, false) == nil {
+		if l.locker.unlock(l, false) == nil {
 			return
 		}
 	}

@@ -99,16 +99,16 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// unlock gives the lock up, and the process' place in the queue too if nobody of it waits.
+// unlock gives a lease's lock up, and the process' place in the queue too if it is to leave.
 // If that fails, both expire. Through a client that is closed nothing can be told any more.
-func (l *Locker) unlock(ctx context.Context, keys []any, token string, leave bool) error {
+func (l *Locker) unlock(lease *Lease, leave bool) error {
 	process := ""
 	if leave {
 		process = l.process
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	_, err := l.run(ctx, releaseScript, keys, token, process, millis(reserve))
+	_, err := l.run(ctx, releaseScript, lease.keys, lease.token, process, millis(reserve))
 	if errors.Is(err, redis.ErrClosed) {
 		return nil
 	}
