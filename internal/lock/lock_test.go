@@ -583,7 +583,8 @@ func TestALockThatIsTakenLateIsGivenBack(t *testing.T) {
 	})
 }
 
-// TestWhoWaitsUntilItsEndIsToldSo, also if that comes while Redis is being asked once more.
+// TestWhoWaitsUntilItsEndIsToldSo, also if that comes while Redis is being asked once more, and
+// leaves the queue.
 func TestWhoWaitsUntilItsEndIsToldSo(t *testing.T) {
 	onServers(t, func(t *testing.T, s *site) {
 		s.set(t, "k", "0")
@@ -593,18 +594,20 @@ func TestWhoWaitsUntilItsEndIsToldSo(t *testing.T) {
 		ctx, end := context.WithCancel(t.Context())
 		var asked atomic.Int32
 		client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, send func() error) error {
-			if strings.HasPrefix(cmd.Name(), "eval") {
-				asked.Add(1)
-			}
-			if asked.Load() == 2 {
+			if strings.HasPrefix(cmd.Name(), "eval") && asked.Add(1) == 2 {
 				end()
 				return ctx.Err()
 			}
 			return send()
 		}))
+		start := time.Now()
 		_, _, err := l.Acquire(ctx, want("k"))
 		wantErr(t, err, ErrLocked)
 		wantErr(t, err, context.Canceled)
 		equal(t, "refused", l.Stats().Refused, 1)
+		eventually(t, "it has left", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == 0 })
+		if took := time.Since(start); took > 2*maxIdle {
+			t.Errorf("it left after %v", took)
+		}
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,32 +142,6 @@ func TestALockThatIsBeingReleasedIsNotShared(t *testing.T) {
 // isRelease tells a release by its script or its number of arguments.
 func isRelease(cmd redis.Cmder) bool {
 	return strings.HasPrefix(cmd.Name(), "eval") && len(cmd.Args()) == 3+4+3
-}
-
-// TestWhoEndsWhileAskingLeavesTheQueue, not only who ends between two questions.
-func TestWhoEndsWhileAskingLeavesTheQueue(t *testing.T) {
-	onServers(t, func(t *testing.T, s *site) {
-		s.set(t, "k", "0")
-		holder, _ := s.process(t)
-		_, _ = acquire(t, holder, "k")
-		l, client := s.process(t)
-		ctx, end := context.WithCancel(t.Context())
-		var asked atomic.Int32
-		client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, send func() error) error {
-			if strings.HasPrefix(cmd.Name(), "eval") && asked.Add(1) == 2 {
-				end()
-				return ctx.Err()
-			}
-			return send()
-		}))
-		start := time.Now()
-		_, _, err := l.Acquire(ctx, want("k"))
-		wantErr(t, err, ErrLocked)
-		eventually(t, "it has left", func() bool { return s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() == 0 })
-		if took := time.Since(start); took > 2*maxIdle {
-			t.Errorf("it left after %v", took)
-		}
-	})
 }
 
 // TestWhoGivesUpLeavesNobodyElsesPlace has another of the process come as one leaves.
