@@ -45,6 +45,9 @@ const (
 	// attempts at a write whose reply is lost, as many as go-redis would make.
 	attempts = 4
 
+	// retryRelease is when a release that failed is tried again.
+	retryRelease = 250 * time.Millisecond
+
 	// reserve is how long the lock is kept for a process whose turn has come: longer than
 	// maxPoll, so that one that is not woken finds it.
 	reserve = 200 * time.Millisecond

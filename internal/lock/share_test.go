@@ -21,7 +21,7 @@ func by(owner string) Want {
 func (l *Lease) open() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.over
+	return l.stage == open
 }
 
 // TestWhoWaitsTwiceDoesNotWaitForItself has two of one owner come while another has the lock.
