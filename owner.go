@@ -256,7 +256,7 @@ func (s *Store) look(ctx context.Context, owner string, entries []entry) ([]find
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	gets := make([]*redis.StringCmd, len(entries))
-	_, _ = s.client.Pipelined(ctx, func(pipe redis.Pipeliner) error { // each has its own error
+	_, unsent := s.client.Pipelined(ctx, func(pipe redis.Pipeliner) error { // each has its own error
 		for i, e := range entries {
 			gets[i] = pipe.Get(ctx, s.key(e.id))
 		}
@@ -273,6 +273,8 @@ func (s *Store) look(ctx context.Context, owner string, entries []entry) ([]find
 			}
 		case err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE"):
 			return nil, err
+		case err == nil && len(data) == 0 && unsent != nil && !errors.Is(unsent, redis.Nil):
+			return nil, unsent // by a hook, which has left the commands without an error
 		default:
 			if f := s.finding(e.id, data, err); f.err != nil || Owner(f.session) == owner {
 				found = append(found, f)
