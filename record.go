@@ -176,9 +176,18 @@ func (db records) create(ctx context.Context, rec record) error {
 	return unsettle(failed("save", err))
 }
 
-// takeBack ends a record whose ID nobody knows yet. If this fails, it expires.
+// takeBack ends a record whose ID nobody knows yet. If this fails, it expires. A call whose
+// time is over does not wait for it.
 func (db records) takeBack(ctx context.Context, rec record) {
-	_, _ = db.delete(ctx, rec.owner, rec.id)
+	if ctx.Err() == nil {
+		_, _ = db.delete(ctx, rec.owner, rec.id)
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+		defer cancel()
+		_, _ = db.delete(ctx, rec.owner, rec.id)
+	}()
 }
 
 // overwrite needs XX: a key that is gone was logged out or has expired, and must
