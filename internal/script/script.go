@@ -106,10 +106,11 @@ func IsReply(err error) bool {
 	return errors.As(err, &reply)
 }
 
-// IsPassing tells the errors of a Redis that restarts, fails over or moves a slot. Redis 6.2
-// puts words of its own before the one that a script meets.
+// IsPassing tells the errors of a Redis that restarts, fails over or moves a slot: ASK is what
+// is left where go-redis was sent to and fro. Redis 6.2 puts words of its own before the one that
+// a script meets.
 func IsPassing(err error) bool {
-	return IsReply(err) && strings.Contains(err.Error(), ": -READONLY ") || slices.ContainsFunc([]string{"TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
+	return IsReply(err) && strings.Contains(err.Error(), ": -READONLY ") || slices.ContainsFunc([]string{"ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN"}, func(prefix string) bool {
 		return redis.HasErrorPrefix(err, prefix)
 	})
 }
