@@ -149,11 +149,22 @@ func (r *Redis) Request(method, target string, body io.Reader, cookies ...*http.
 // which is what unlocks a session that was loaded through a [redistore.LockingStore] and not
 // saved. A request that is served again, also at the same time, is another one.
 func (r *Redis) Serve(handler http.Handler, request *http.Request) *httptest.ResponseRecorder {
-	ctx, end := context.WithCancel(request.Context())
+	ctx, end := context.WithCancel(unread{request.Context()})
 	defer end()
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, request.Clone(ctx)) // the lock takes those with one header for one request
 	return w
+}
+
+// unread hides gorilla's registry: what the test itself, or who was served before, has loaded.
+type unread struct{ context.Context }
+
+func (u unread) Value(key any) any {
+	value := u.Context.Value(key)
+	if _, is := value.(*sessions.Registry); is {
+		return nil
+	}
+	return value
 }
 
 // failing is a hook that has commands fail.
