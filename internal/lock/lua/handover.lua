@@ -2,7 +2,11 @@
 -- may take to come, and wakes it. A process is named by its channel. Returns that name, or
 -- false: nobody waits.
 local function handover(lock, queue, session, reserve)
-	local next = redis.call("LPOP", queue)
+	local next = redis.pcall("LPOP", queue)
+	if next and next.err then -- what is no queue must not fail a write that is done
+		redis.call("DEL", queue)
+		next = redis.call("LPOP", queue) -- a right that lacks is an error still
+	end
 	if not next then return false end
 	redis.call("SET", lock, next, "PX", reserve)
 	redis.pcall("PUBLISH", next, session) -- an ACL may forbid it: then the process asks by itself
