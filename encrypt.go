@@ -22,9 +22,10 @@ import (
 //
 // Keys are 32 random bytes each. The first encrypts, all decrypt: to rotate them
 // without downtime, first add the new key as the last one everywhere, then move it
-// to the front, and drop the old one after MaxAge. Rotate before 2^32 Saves (NIST SP
-// 800-38D, section 8.3). Keys that cannot be used are reported by every Get, Save and
-// Ping.
+// to the front, and drop the old one after MaxAge. A session that lives on by Touch, or
+// with MaxAge 0 by IdleTimeout, keeps the old key until its next Save or Renew: where there
+// are such, drop it after AbsoluteTimeout. Rotate before 2^32 Saves (NIST SP 800-38D, section
+// 8.3). Keys that cannot be used are reported by every Get, Save and Ping.
 //
 // A value that does not decrypt is [ErrNotLoaded]: it was tampered with or copied, or
 // its key is gone, or it is plain, from before. To let plain values in, as long as

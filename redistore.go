@@ -152,7 +152,8 @@ type Store struct {
 // key, 32 or 64 random bytes, and an encryption key, 16, 24 or 32 bytes or nil.
 // The last pair may lack the second. The first pair signs, all pairs verify. To rotate
 // keys, add the new pair as the last one on all servers, then move it to the front, then
-// drop the old one after MaxAge: at each step every server verifies what the others sign.
+// drop the old one after MaxAge (where that is 0, after DefaultMaxAge, or with IdleTimeout
+// after AbsoluteTimeout): at each step every server verifies what the others sign.
 // Keys that cannot be used are reported by every Get, Save and Ping.
 func New(client redis.UniversalClient, keyPairs ...[]byte) *Store {
 	if v := reflect.ValueOf(client); v.Kind() == reflect.Pointer && v.IsNil() {

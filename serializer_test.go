@@ -418,6 +418,30 @@ func TestEncryptionKeysRotate(t *testing.T) {
 	equal(t, "user", b.user(t, store), "ann")
 }
 
+// TestTouchKeepsTheEncryptionKey: so the old key may be dropped after a Save, or when
+// AbsoluteTimeout has ended the session, and not after MaxAge.
+func TestTouchKeepsTheEncryptionKey(t *testing.T) {
+	srv := startMini(t)
+	store, _ := srv.store(t)
+	store.AbsoluteTimeout = 60 * 24 * time.Hour
+	store.Serializer = Encrypt(GobSerializer{}, oldSecret)
+	saved, touched := login(t, store), login(t, store)
+	store.Serializer = Encrypt(GobSerializer{}, secret, oldSecret)
+	saved.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) { must(t, store.Save(r, w, s)) })
+	for range 3 {
+		srv.forward(t, 15*24*time.Hour)
+		for _, b := range []browser{saved, touched} {
+			b.visit(t, store, func(r *http.Request, w http.ResponseWriter, s *sessions.Session) { must(t, store.Touch(r, w, s)) })
+		}
+	}
+	store.Serializer = Encrypt(GobSerializer{}, secret)
+	equal(t, "user", saved.user(t, store), "ann")
+	_, err := store.Get(touched.request(t), "s")
+	wantErr(t, err, ErrNotDecoded)
+	srv.forward(t, 15*24*time.Hour)
+	equal(t, "user", touched.user(t, store), "")
+}
+
 func TestEncryptConfiguration(t *testing.T) {
 	client := startMini(t).client(t)
 	for want, z := range map[string]Serializer{
