@@ -94,7 +94,7 @@ const (
 type Store struct {
 	// Codecs sign the session ID, and encrypt it where an encryption key was given.
 	// The first encodes, all decode. New makes them from keyPairs, without an age
-	// limit of their own: the session's expiry in Redis is the only clock.
+	// limit of their own: Redis' expiry and AbsoluteTimeout end the session.
 	Codecs []securecookie.Codec
 
 	// Options are copied into every session. New sets Path "/", MaxAge 30 days,
@@ -128,7 +128,8 @@ type Store struct {
 	// AbsoluteTimeout ends a session so long after its ID was made, however active
 	// it is (OWASP ASVS 5.0, 7.3.2); Renew starts the clock anew. The ID carries its
 	// creation time. One without it, as other stores make them, counts as too old.
-	// Zero: off.
+	// It counts by the servers' own clocks: where they differ by as much, who logs in on one
+	// is not logged in on another. Zero: off.
 	AbsoluteTimeout time.Duration
 
 	// CookieStoreUntil is when cookies that [sessions.CookieStore] wrote, with the same

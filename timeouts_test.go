@@ -39,6 +39,20 @@ func TestIdleTimeout(t *testing.T) {
 	})
 }
 
+// TestAbsoluteTimeoutCountsByTheServersClocks: by as much as they differ, a session lives
+// shorter on the one, and longer where it was made by a clock that is ahead.
+func TestAbsoluteTimeoutCountsByTheServersClocks(t *testing.T) {
+	srv := startMini(t)
+	one, _ := srv.store(t)
+	two, _ := srv.store(t)
+	one.AbsoluteTimeout, two.AbsoluteTimeout = time.Hour, time.Hour
+	for ahead, user := range map[time.Duration]string{50 * time.Minute: "ann", 70 * time.Minute: ""} {
+		two.now = func() time.Time { return srv.now().Add(ahead) }
+		equal(t, "user of a session that is made by the other's clock", login(t, one).user(t, two), user)
+		equal(t, "user of a session that is made by a clock ahead", login(t, two).user(t, one), "ann")
+	}
+}
+
 func TestAbsoluteTimeout(t *testing.T) {
 	onServers(t, func(t *testing.T, srv *server) {
 		store, rec := srv.store(t)
