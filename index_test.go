@@ -3,6 +3,7 @@ package redistore
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -316,4 +317,31 @@ func TestAReadDoesNotLowerAnEntryOfTheIndex(t *testing.T) {
 		rec.failing(nil)
 		srv.covered(t, "Save between a Get's two commands", old, "ann", 0)
 	})
+}
+
+// TestARaisedIdleTimeoutIsToldByTheNextGet: the first, which lets a session from before live
+// for longer, may lose its connection before it has told the index.
+func TestARaisedIdleTimeoutIsToldByTheNextGet(t *testing.T) {
+	srv := startMini(t)
+	before, _ := srv.store(t)
+	before.IdleTimeout = 10 * time.Minute
+	after, rec := srv.store(t)
+	after.IdleTimeout = time.Hour
+	b := browser{}
+	s, r, w := b.get(t, before)
+	s.Values["user"] = "ann"
+	SetOwner(s, "ann")
+	must(t, before.Renew(r, w, s))
+	b.keep(w)
+	rec.failing(func(name string) error {
+		if name == "eval" {
+			return io.EOF
+		}
+		return nil
+	})
+	_, err := after.Get(b.request(t), "s")
+	wantErr(t, err, ErrNotLoaded)
+	rec.failing(nil)
+	equal(t, "user", b.user(t, after), "ann")
+	srv.covered(t, "after the next Get", after, "ann", 0)
 }
