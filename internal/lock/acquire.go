@@ -106,11 +106,13 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		}
 		reply, err := question(queue)
 		left, locked := reply.(int64)
+		parts, _ := reply.([]any)
+		if n.missed && (len(parts) == 3 || left < 0) { // it is reserved for us, or was: our place in the queue is gone
+			a.locker.stats.unwoken.Add(1)
+			n.waker.distrust()
+		}
+		left = max(left, -left)
 		if err == nil && !locked || err != nil && !script.IsPassing(err) {
-			if parts, _ := reply.([]any); n.missed && len(parts) == 3 { // it was reserved for us
-				a.locker.stats.unwoken.Add(1)
-				n.waker.distrust()
-			}
 			return reply, err
 		}
 		if locked {

@@ -4,8 +4,8 @@
 --       in ms, 5 the lock's in ms, 6 the version's in s, 7 the session's in s, 0 to leave
 --       it, 8 how many bytes are a large value
 -- Returns {value, version}: the value is 0 if it is large, and a third element says that the
--- lock was reserved for this process. Or nil: there is no such session. Or a number: for how
--- many ms the lock is taken. A repeat finds its own token in the lock.
+-- lock was reserved for this process. Or nil: there is no such session. Or a number: what
+-- taken returns. A repeat finds its own token in the lock.
 local holder = redis.call("GET", KEYS[2])
 local reserved = holder == ARGV[2]
 if not holder then holder = handover(KEYS[2], KEYS[4], KEYS[1], ARGV[4]) end -- the last holder never released it

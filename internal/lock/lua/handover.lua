@@ -14,12 +14,16 @@ local function handover(lock, queue, session, reserve)
 end
 
 -- taken says for how long the lock is taken, in milliseconds, and, if the process is to
--- wait, notes it in the queue, once. The queue lives a little longer than it takes
--- the process to ask again that asks least often.
+-- wait, notes it in the queue, once: the number is negative if it was not there yet. The
+-- queue lives a little longer than it takes the process to ask again that asks least often.
 local function taken(lock, queue, process, wait)
+	local left = redis.call("PTTL", lock)
 	if wait ~= "0" then
-		if not redis.call("LPOS", queue, process) then redis.call("RPUSH", queue, process) end
+		if not redis.call("LPOS", queue, process) then
+			redis.call("RPUSH", queue, process)
+			left = -left
+		end
 		if redis.call("PTTL", queue) < tonumber(wait) then redis.call("PEXPIRE", queue, wait) end
 	end
-	return redis.call("PTTL", lock)
+	return left
 end

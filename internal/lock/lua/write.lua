@@ -7,8 +7,8 @@
 --       delete, 9 the marker's, 10 how many versions there are; 11... the prelude's; at
 --       the end, by twos, versions and their digests: what was read, and then what earlier
 --       attempts may have written
--- Returns "done", "gone", "conflict", "unknown", or for how many ms another holds the lock. A
--- repeat finds its own version.
+-- Returns "done", "gone", "conflict", "unknown", or, if another holds the lock, what taken
+-- returns. A repeat finds its own version.
 local holder = redis.call("GET", KEYS[2])
 local staged = ARGV[8] ~= "0" and KEYS[5] ~= KEYS[1]
 
