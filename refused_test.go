@@ -59,3 +59,18 @@ func TestARefusedReleaseIsRepeated(t *testing.T) {
 		})
 	}
 }
+
+// TestAFullMemoryStillLocks has a session be free, and then held, while Redis has no memory
+// left.
+func TestAFullMemoryStillLocks(t *testing.T) {
+	t.Parallel()
+	srv := startRedis(t)
+	store, _ := srv.locking(t)
+	other, _ := srv.locking(t)
+	b := login(t, store)
+	must(t, srv.admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
+	load(t, store, b)
+	_, err := other.Get(b.request(t), "s") // a place in the queue takes memory
+	wantText(t, err, "OOM")
+	wantErr(t, err, ErrNotLoaded)
+}
