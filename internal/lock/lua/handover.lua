@@ -17,7 +17,7 @@ end
 -- wait, notes it in the queue, once: the number is negative if it was not there yet. The
 -- queue lives a little longer than it takes the process to ask again that asks least often.
 local function taken(lock, queue, process, wait)
-	local left = redis.call("PTTL", lock)
+	local left = math.max(0, redis.call("PTTL", lock)) -- 0: it has no expiry, which somebody else has done
 	if wait ~= "0" then
 		if not redis.call("LPOS", queue, process) then
 			redis.call("RPUSH", queue, process)
