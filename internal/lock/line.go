@@ -62,7 +62,7 @@ func (a *attempt) enter(ctx context.Context) (*Lease, error) {
 	l.stats.refused.Add(1)
 	if !l.leave(a.Key, t) { // the turn has come at this very moment
 		if lease := <-t.came; lease.leave() {
-			lease.end()
+			go lease.release() // who shared it may have locked, and ended since
 		}
 	}
 	return nil, ended(ctx, ErrLocked)

@@ -10,12 +10,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/redistore/redistore/internal/script"
 )
 
-// These tests have no Redis: only those who have the turn would talk to it.
+// These tests have no Redis: only those who have the turn would talk to it, through a client
+// that is closed.
 
-func newLine() *Locker { return New(&script.Runner{}, "wake:") }
+func newLine() *Locker {
+	client := redis.NewClient(&redis.Options{})
+	client.Close()
+	return New(&script.Runner{Client: client}, "wake:")
+}
+
+// noLine waits until nobody stands in a line: who gave up as his turn came ends in the background.
+func noLine(t *testing.T, l *Locker) {
+	t.Helper()
+	eventually(t, "no line is left", func() bool { return l.Stats().Held == 0 })
+}
 
 // queued lets somebody wait for "k", and returns when it stands in line. Its turn comes on
 // the channel.
@@ -60,7 +73,7 @@ func TestFirstComeFirstServed(t *testing.T) {
 		now = <-turn
 	}
 	now.end()
-	equal(t, "lines that are left", len(l.lines), 0)
+	noLine(t, l)
 }
 
 func TestMaxWaitersCountsThoseWhoWait(t *testing.T) {
@@ -115,7 +128,7 @@ func TestWhoGivesUpIsPassedOver(t *testing.T) {
 	wantErr(t, err, context.Canceled)
 	holder.end()
 	(<-second).end()
-	equal(t, "lines that are left", len(l.lines), 0)
+	noLine(t, l)
 }
 
 // TestNoTurnIsLostOrDoubled has many come, leave and give up at random.
@@ -165,7 +178,7 @@ func TestNoTurnIsLostOrDoubled(t *testing.T) {
 		})
 	}
 	all.Wait()
-	equal(t, "lines that are left", len(l.lines), 0)
+	noLine(t, l)
 	equal(t, "waiting", l.Stats().Waiting, 0)
 	if !slices.Equal(inside[:], []int{0, 0, 0}) {
 		t.Errorf("inside are %v", inside)

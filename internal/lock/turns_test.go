@@ -9,6 +9,48 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+// TestWhoGivesUpAsItsTurnComesReleasesWhatItShares has two copies of a request get their turn
+// at once: one locks and ends, the other has given up at the very moment in which it came.
+func TestWhoGivesUpAsItsTurnComesReleasesWhatItShares(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	l, _ := s.process(t)
+	first, _ := acquire(t, l, "k")
+	ann, end := context.WithCancel(t.Context())
+	left, leave := context.WithCancel(t.Context())
+	got, gaveUp := make(chan *Lease, 1), make(chan error, 1)
+	wait := func(ctx context.Context, w Want, done func(*Lease, error)) {
+		before := l.Stats().Waiting
+		go func() { lease, _, err := l.Acquire(ctx, w); done(lease, err) }()
+		eventually(t, "it waits", func() bool { return l.Stats().Waiting > before })
+	}
+	wait(ann, by("ann"), func(lease *Lease, _ error) { got <- lease })
+	w := by("ann")
+	w.Same = func(holder, _ any) bool {
+		if holder == "ann" {
+			leave()
+			time.Sleep(50 * time.Millisecond) // it has seen that
+		}
+		return holder == "ann"
+	}
+	wait(left, w, func(_ *Lease, err error) { gaveUp <- err })
+	w = by("bob")
+	w.Wait = 5 * time.Second
+	w.Same = func(holder, _ any) bool {
+		if holder == "ann" { // the first copy is fast, or the second slow
+			<-got
+			end()
+			time.Sleep(50 * time.Millisecond)
+		}
+		return false
+	}
+	bob := make(chan error, 1)
+	wait(t.Context(), w, func(_ *Lease, err error) { bob <- err })
+	first.Release()
+	wantErr(t, <-gaveUp, ErrLocked)
+	must(t, <-bob)
+}
+
 // TestALockWithoutExpiryIsAskedForSeldom, and is no missed wake-up.
 func TestALockWithoutExpiryIsAskedForSeldom(t *testing.T) {
 	s := realSite(t)
