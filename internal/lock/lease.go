@@ -191,7 +191,11 @@ func (l *Lease) Release() {
 // release gives up what may be locked, and the process' place in the queue if nobody of it
 // waits, and then lets the next one ask.
 func (l *Lease) release() {
-	l.unlock(l.locker.last(l))
+	leave := l.locker.last(l)
+	l.unlock(leave)
+	if !leave && l.locker.last(l) { // who waited has left meanwhile
+		l.unlock(true)
+	}
 	l.end()
 }
 

@@ -73,3 +73,38 @@ func TestALockWithoutExpiryIsAskedForSeldom(t *testing.T) {
 		t.Errorf("asked %d times in 2 s", n)
 	}
 }
+
+// TestWhoLeavesWhileAnotherGivesUpLeavesNoPlace has all requests of a process end at once.
+func TestWhoLeavesWhileAnotherGivesUpLeavesNoPlace(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		holder, _ := s.process(t)
+		held, _ := acquire(t, holder, "k")
+		l, client := s.process(t)
+		releasing, proceed := make(chan bool), make(chan bool)
+		var once atomic.Bool
+		client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+			if isRelease(cmd) && once.CompareAndSwap(false, true) {
+				close(releasing)
+				<-proceed
+			}
+			return send()
+		}))
+		one, endOne := context.WithCancel(t.Context())
+		two, endTwo := context.WithCancel(t.Context())
+		gone := make(chan error, 2)
+		go func() { _, _, err := l.Acquire(one, want("k")); gone <- err }()
+		s.queued(t, 1)
+		go func() { _, _, err := l.Acquire(two, want("k")); gone <- err }()
+		eventually(t, "both wait", func() bool { return l.Stats().Waiting == 2 })
+		endOne()
+		<-releasing
+		endTwo()
+		<-gone
+		<-gone
+		close(proceed)
+		eventually(t, "the line is gone", func() bool { return l.Stats().Held == 0 })
+		equal(t, "in the queue", s.admin.LLen(t.Context(), Beside("k", ":queue")).Val(), 0)
+		held.Release()
+	})
+}
