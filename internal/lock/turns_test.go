@@ -74,6 +74,75 @@ func TestALockWithoutExpiryIsAskedForSeldom(t *testing.T) {
 	}
 }
 
+// TestAConflictLeavesTheQueue has a process write that waits behind another.
+func TestAConflictLeavesTheQueue(t *testing.T) {
+	onServers(t, func(t *testing.T, s *site) {
+		s.set(t, "k", "0")
+		holder, _ := s.process(t)
+		second, _ := s.process(t)
+		l, _ := s.process(t)
+		held, v := acquire(t, holder, "k")
+		got := make(chan *Lease, 1)
+		go func() {
+			lease, _, _ := second.Acquire(t.Context(), want("k"))
+			got <- lease
+		}()
+		s.queued(t, 1)
+		conflict := make(chan error, 1)
+		go func() {
+			_, err := write(l, "k", nil, v.Version, "mine")
+			conflict <- err
+		}()
+		s.queued(t, 2)
+		_, err := write(holder, "k", held, v.Version, "1")
+		must(t, err)
+		lease := <-got
+		wantErr(t, <-conflict, ErrConflict)
+		time.Sleep(100 * time.Millisecond)
+		equal(t, "in the queue", s.admin.LLen(t.Context(), Beside("k", ":queue")).Val(), 0)
+		lease.Release()
+	})
+}
+
+// TestAWriteOfAFreeLockTakesItsTurn has the first in the queue find that the lock has run out.
+func TestAWriteOfAFreeLockTakesItsTurn(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	holder, _ := s.process(t)
+	l, _ := s.process(t)
+	other, client := s.process(t)
+	later := make(chan struct{})
+	var asked atomic.Int32
+	client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+		if cmd.Name() == "evalsha" && asked.Add(1) > 0 {
+			<-later
+		}
+		return send()
+	}))
+	_, v := acquire(t, holder, "k")
+	must(t, s.admin.PExpire(t.Context(), Key("k"), 500*time.Millisecond).Err())
+	written := make(chan error, 1)
+	go func() {
+		_, err := write(l, "k", nil, v.Version, "mine")
+		written <- err
+	}()
+	s.queued(t, 1)
+	got := make(chan error, 1)
+	go func() {
+		_, _, err := other.Acquire(t.Context(), want("k"))
+		got <- err
+	}()
+	s.queued(t, 2)
+	must(t, <-written)
+	time.Sleep(50 * time.Millisecond)
+	start := time.Now()
+	close(later)
+	must(t, <-got)
+	if took := time.Since(start); took > 100*time.Millisecond {
+		t.Errorf("the next waited for %v", took)
+	}
+}
+
 // TestWhoLeavesWhileAnotherGivesUpLeavesNoPlace has all requests of a process end at once.
 func TestWhoLeavesWhileAnotherGivesUpLeavesNoPlace(t *testing.T) {
 	onServers(t, func(t *testing.T, s *site) {

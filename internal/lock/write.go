@@ -115,7 +115,11 @@ func (l *Locker) Write(ctx context.Context, w Write) (*Version, error) {
 		}
 		return w.Seen, err
 	}
-	lease.end()
+	if a.waits.IsZero() {
+		lease.end()
+	} else { // its place in the queue may be left, if its turn had not come
+		go lease.release()
+	}
 	switch {
 	case reply == "done":
 		return saw(token, w.Data), nil
