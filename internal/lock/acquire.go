@@ -100,9 +100,10 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 	n := notice{waker: &a.locker.waker, key: a.Key}
 	defer n.close()
 	for {
+		longest, _ := n.waker.idleTime()
 		var queue int64
 		if a.Wait > 0 {
-			queue = millis(n.waker.queueLife())
+			queue = millis(4 * longest)
 		}
 		reply, err := question(queue)
 		left, locked := reply.(int64)
@@ -121,7 +122,7 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		rest := time.Until(a.deadline)
 		if rest > 0 {
 			a.countWait()
-			if n.wait(ctx, rest, time.Duration(left)*time.Millisecond) {
+			if n.wait(ctx, rest, time.Duration(left)*time.Millisecond, longest) {
 				continue
 			}
 		}

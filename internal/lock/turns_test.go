@@ -2,6 +2,8 @@ package lock
 
 import (
 	"context"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -176,4 +178,34 @@ func TestWhoLeavesWhileAnotherGivesUpLeavesNoPlace(t *testing.T) {
 		equal(t, "in the queue", s.admin.LLen(t.Context(), Beside("k", ":queue")).Val(), 0)
 		held.Release()
 	})
+}
+
+// TestAPlaceOutlivesThePause has many more keys be waited for while a process is told to wait.
+func TestAPlaceOutlivesThePause(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	holder, _ := s.process(t)
+	lease, _ := acquire(t, holder, "k")
+	l, client := s.process(t)
+	var many atomic.Bool
+	client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
+		err := send()
+		if strings.HasPrefix(cmd.Name(), "eval") && many.CompareAndSwap(false, true) {
+			for i := range 20000 {
+				l.waker.add(strconv.Itoa(i))
+			}
+			eventually(t, "it has subscribed", func() bool { return subscribed(l) })
+		}
+		return err
+	}))
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	go l.Acquire(ctx, want("k"))
+	s.queued(t, 1)
+	for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+		if s.admin.LLen(t.Context(), Beside("k", ":queue")).Val() != 1 {
+			t.Fatal("its place in the queue is gone")
+		}
+	}
+	lease.Release()
 }

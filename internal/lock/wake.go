@@ -179,12 +179,6 @@ func (w *waker) idleTime() (longest time.Duration, subscribed bool) {
 	return max(maxIdle, time.Duration(len(w.waiting))*idleShare), w.heard
 }
 
-// queueLife is how long a process keeps its place in a queue without asking.
-func (w *waker) queueLife() time.Duration {
-	longest, _ := w.idleTime()
-	return 4 * longest
-}
-
 // A notice is what one who waits for a lock hears.
 type notice struct {
 	waker  *waker
@@ -195,13 +189,14 @@ type notice struct {
 }
 
 // wait waits until it makes sense to ask again, for rest at most. left is how long the lock
-// is still taken; 0: that is not known. It returns false if ctx ends first.
-func (n *notice) wait(ctx context.Context, rest, left time.Duration) bool {
+// is still taken; 0: that is not known. longest is idleTime's from before it was asked, as the
+// place in the queue lives by that. It returns false if ctx ends first.
+func (n *notice) wait(ctx context.Context, rest, left, longest time.Duration) bool {
 	if n.woken == nil {
 		n.woken = n.waker.add(n.key)
 	}
 	first, last := minPoll, maxPoll
-	longest, subscribed := n.waker.idleTime()
+	_, subscribed := n.waker.idleTime()
 	if subscribed = subscribed && left > 0; subscribed {
 		first, last = longest/4, longest
 	}
