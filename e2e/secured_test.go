@@ -80,6 +80,32 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 	}
 }
 
+// TestTheACLRuleWithOptions adds what docs/production.md says that some of the client's options
+// need, and leaves it out.
+func TestTheACLRuleWithOptions(t *testing.T) {
+	server := topology.Start(t)
+	for right, change := range map[string]func(*redis.Options){
+		"+select":         func(o *redis.Options) { o.DB = 1 },
+		"+client|setname": func(o *redis.Options) { o.ClientName = "app" },
+	} {
+		for _, rule := range [][]string{aclRule(t), append(aclRule(t), right)} {
+			args := []any{"ACL", "SETUSER", rule[0], "reset"}
+			for _, r := range rule[1:] {
+				args = append(args, r)
+			}
+			must(t, server.Client().Do(t.Context(), args...).Err())
+			o := &redis.Options{Addr: server.Addr, Username: rule[0], Password: "password", ContextTimeoutEnabled: true}
+			change(o)
+			client := redis.NewClient(o)
+			defer client.Close()
+			err := redistore.NewLockingStore(redistore.New(client, hashKey)).Ping(t.Context())
+			if granted := slices.Contains(rule, right); granted != (err == nil) {
+				t.Errorf("%s is granted: %v, and Ping: %v", right, granted, err)
+			}
+		}
+	}
+}
+
 // TestTheACLRuleOnACluster adds what docs/production.md says that a Cluster needs.
 func TestTheACLRuleOnACluster(t *testing.T) {
 	rule := append(aclRule(t), "+cluster|slots", "+command")
