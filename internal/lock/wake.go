@@ -136,7 +136,7 @@ func (w *waker) listen(sub *redis.PubSub) {
 		switch m := message.(type) {
 		case *redis.Subscription:
 			w.mu.Unlock()
-			err = w.client.Publish(context.Background(), w.channel, "").Err() // which an ACL may forbid alone
+			err = w.greet()
 			w.mu.Lock()
 		case *redis.Message:
 			w.heard = true
@@ -155,6 +155,13 @@ func (w *waker) listen(sub *redis.PubSub) {
 			return
 		}
 	}
+}
+
+// greet sends the process a message, to hear whether one comes: an ACL may forbid that alone.
+func (w *waker) greet() error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout) // or it may keep a connection of the pool for ever
+	defer cancel()
+	return w.client.Publish(ctx, w.channel, "").Err()
 }
 
 // wake wakes those who wait for a key, or the next one who is about to.

@@ -83,3 +83,24 @@ func TestALockThatRanOutIsNoMissedWakeUp(t *testing.T) {
 	equal(t, "unwoken", l.Stats().Unwoken, 0)
 	equal(t, "subscribed", subscribed(l), true)
 }
+
+// TestWhatIsSentInTheBackgroundEnds as a client's ReadTimeout may be off: Redis does not answer
+// the message with which a process tries its channel.
+func TestWhatIsSentInTheBackgroundEnds(t *testing.T) {
+	s := realSite(t)
+	s.set(t, "k", "0")
+	l, client := s.process(t)
+	bounded := make(chan bool, 1)
+	client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, send func() error) error {
+		if cmd.Name() == "publish" {
+			_, ok := ctx.Deadline()
+			bounded <- ok
+		}
+		return send()
+	}))
+	holder, _ := s.process(t)
+	held, _ := acquire(t, holder, "k")
+	defer time.AfterFunc(200*time.Millisecond, held.Release).Stop()
+	acquire(t, l, "k")
+	equal(t, "it has a deadline", <-bounded, true)
+}
