@@ -53,8 +53,8 @@ if staged and redis.call("EXISTS", KEYS[5]) == 0 then -- nothing is written, by 
 end
 if prelude then prelude() end
 if staged then
+	redis.call("EXPIRE", KEYS[5], ARGV[8]) -- before: or a session whose user lacks this right would end with what was staged
 	redis.call("RENAME", KEYS[5], KEYS[1])
-	redis.call("EXPIRE", KEYS[1], ARGV[8])
 elseif ARGV[8] ~= "0" then
 	if not redis.call("SET", KEYS[1], ARGV[7], "EX", ARGV[8], "XX") then return finish("gone") end
 else
