@@ -39,3 +39,20 @@ func TestARefusedSaveLeavesTheSessionItsLife(t *testing.T) {
 		t.Errorf("the session ends in %v", ttl)
 	}
 }
+
+// TestARenewThatCannotTidyTheIndexIsDone as it is where there are several servers: readers of the
+// index find that the old session is gone.
+func TestARenewThatCannotTidyTheIndexIsDone(t *testing.T) {
+	srv := startRedis(t)
+	client, lose := srv.without(t, "zrem")
+	store := New(client, hashKey)
+	b := login(t, store)
+	s, r, w := b.get(t, store)
+	SetOwner(s, "ann")
+	must(t, store.Save(r, w, s))
+	lose()
+	s, r, w = b.get(t, store)
+	must(t, store.Renew(r, w, s))
+	b.keep(w)
+	equal(t, "user", b.user(t, store), "ann")
+}

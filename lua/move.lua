@@ -11,6 +11,6 @@ local function move(k, a)
 	for i = k + 2, #KEYS, 2 do
 		redis.call("DEL", KEYS[i])
 		redis.call("SET", KEYS[i + 1], ARGV[a + 4], "EX", ARGV[a + 5])
-		if owned then redis.call("ZREM", KEYS[k + 1], ARGV[a + 6 + (i - k - 2) / 2]) end
+		if owned then redis.pcall("ZREM", KEYS[k + 1], ARGV[a + 6 + (i - k - 2) / 2]) end -- readers do it else
 	end
 end
