@@ -10,6 +10,32 @@ import (
 	"github.com/gorilla/sessions"
 )
 
+// TestUpdateBesideAReader is a websocket: one goroutine updates, its handler waits for the
+// request's end.
+func TestUpdateBesideAReader(t *testing.T) {
+	mini, _ := startMini(t).store(t)
+	store := NewLockingStore(mini)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := store.Store.Get(r, "s") // before the goroutine starts
+		must(t, err)
+		done := make(chan error)
+		go func() {
+			done <- store.Update(r, w, "s", func(s *sessions.Session) error { return nil })
+		}()
+		select {
+		case <-r.Context().Done():
+		case err := <-done:
+			must(t, err)
+		}
+	}))
+	defer srv.Close()
+	for range 5 {
+		response, err := http.Get(srv.URL)
+		must(t, err)
+		response.Body.Close()
+	}
+}
+
 // TestASharedLoginExpiresTheHostsOwnCookie switches Domain on while somebody has a cookie
 // without one.
 func TestASharedLoginExpiresTheHostsOwnCookie(t *testing.T) {

@@ -29,7 +29,8 @@ import (
 // Goroutines of one request that call Update, of one session or of several, follow one
 // another. Within fn, Update of the same session calls its fn on the same session and leaves
 // saving to the outer one. Only fn's own goroutine may do that: all others wait for the outer
-// Update to end.
+// Update to end. The request's first Get or Update writes to *r, where gorilla keeps its
+// registry: call one of them before the goroutines that use r start.
 //
 // When a handler has returned, net/http cancels its request's context, and Update is
 // [ErrNotLoaded]. A handler that hijacks the connection and returns calls Update with
