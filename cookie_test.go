@@ -3,7 +3,9 @@ package redistore
 import (
 	"fmt"
 	"net/http"
+	"net/http/cookiejar"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -626,5 +628,42 @@ func TestCookiesAreSecurecookies(t *testing.T) {
 		if err := securecookie.DecodeMulti("s", value, &id, c[1]...); err == nil || id != "before" {
 			t.Errorf("values for an ID: %q, error %v", id, err)
 		}
+	}
+}
+
+// TestASharedLoginExpiresTheHostsOwnCookie switches Domain on while somebody has a cookie
+// without one.
+func TestASharedLoginExpiresTheHostsOwnCookie(t *testing.T) {
+	store, _ := startMini(t).store(t)
+	jar, err := cookiejar.New(nil)
+	must(t, err)
+	at, err := url.Parse("https://www.example.com/")
+	must(t, err)
+	visit := func(handler func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error) error {
+		r, w := httptest.NewRequest("GET", at.String(), nil), httptest.NewRecorder()
+		for _, c := range jar.Cookies(at) {
+			r.AddCookie(c)
+		}
+		s, err := store.Get(r, "s")
+		must(t, err)
+		err = handler(r, w, s)
+		jar.SetCookies(at, w.Result().Cookies())
+		return err
+	}
+	login := func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		if store.Options.Domain != "" {
+			http.SetCookie(w, &http.Cookie{Name: "s", Path: "/", MaxAge: -1})
+		}
+		return store.Renew(r, w, s)
+	}
+	logout := func(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+		s.Options.MaxAge = -1
+		return s.Save(r, w)
+	}
+	must(t, visit(login))
+	store.Options.Domain = "example.com"
+	for range 3 {
+		must(t, visit(login))
+		must(t, visit(logout))
 	}
 }

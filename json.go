@@ -29,9 +29,9 @@ import (
 // or not at all. These are keys that are not strings, text that is not valid UTF-8, []byte,
 // NaN and infinities, integers beyond ±2^53, values that hold themselves, nest more than
 // 10,000 deep or hold more than 512 MiB, and fields that are not empty and that JSON leaves out: unexported,
-// ambiguous, shadowed by another, or of one name with another. Three things are taken at
+// ambiguous, shadowed by another, or of one name with another. Four things are taken at
 // their word: types with their own MarshalJSON or MarshalText, such as time.Time, fields
-// with the tag "-", and what omitempty leaves out.
+// with the tag "-", what omitempty leaves out, and an empty json.Number, which becomes 0.
 type JSONSerializer struct{}
 
 // Serialize encodes session.Values as one JSON object.

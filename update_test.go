@@ -268,3 +268,32 @@ func TestUpdateWithoutARequest(t *testing.T) {
 		}
 	})
 }
+
+// TestUpdateBesideAReader is a websocket: one goroutine updates, its handler waits for the
+// request's end.
+func TestUpdateBesideAReader(t *testing.T) {
+	mini, _ := startMini(t).store(t)
+	store := NewLockingStore(mini)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := store.Store.Get(r, "s"); err != nil { // before the goroutine starts
+			t.Error(err)
+		}
+		done := make(chan error)
+		go func() {
+			done <- store.Update(r, w, "s", func(s *sessions.Session) error { return nil })
+		}()
+		select {
+		case <-r.Context().Done():
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}))
+	defer srv.Close()
+	for range 5 {
+		response, err := http.Get(srv.URL)
+		must(t, err)
+		response.Body.Close()
+	}
+}
