@@ -375,25 +375,6 @@ func (c *call) end() error {
 	return errors.Join(err, deleted)
 }
 
-// registryGet asks gorilla's registry, which calls New with the request that made it. That may
-// be over, or may last longer, where r is a copy with a context of its own.
-func registryGet(by backend, r *http.Request, name string) (*sessions.Session, error) {
-	registry := sessions.GetRegistry(r)
-	_, _ = registry.Get(&opener{by, call{by: by, r: r}}, name)
-	return registry.Get(by, name) // the same, and binds session.Save to the store itself
-}
-
-// An opener is a store that loads with a request of its own.
-type opener struct {
-	sessions.Store
-	call
-}
-
-func (o *opener) New(_ *http.Request, name string) (*sessions.Session, error) {
-	o.session = sessions.NewSession(o.by, name)
-	return o.session, o.open()
-}
-
 // apart answers a Get whose name another store of this request has taken. That one's
 // session goes on as it was.
 func apart(by backend, r *http.Request, session *sessions.Session) (*sessions.Session, error) {

@@ -98,7 +98,7 @@ func NewLockingStore(store *Store) *LockingStore {
 // first one after a Save locks it again, and loads it again if another request has changed
 // it: changes that were not saved are lost then. See [Store.Get].
 func (l *LockingStore) Get(r *http.Request, name string) (*sessions.Session, error) {
-	session, err := registryGet(l, r, name)
+	session, err := sessions.GetRegistry(r).Get(l, name)
 	if session == nil {
 		return nil, err
 	}

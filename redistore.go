@@ -199,7 +199,7 @@ func (s *Store) MaxAge(age int) {
 // session is new and Save will make a new ID. That is no error. For those that are,
 // see the package's documentation.
 func (s *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
-	session, err := registryGet(s, r, name)
+	session, err := sessions.GetRegistry(r).Get(s, name)
 	st := stateOf(session)
 	if st.elsewhere(s) {
 		return apart(s, r, session)
