@@ -259,6 +259,20 @@ func TestALockingStoreWithoutAStoreIsAnError(t *testing.T) {
 	}
 }
 
+// TestALockingStoreThatIsNilIsAnError: it was declared and never made.
+func TestALockingStoreThatIsNilIsAnError(t *testing.T) {
+	var store *LockingStore
+	r, w := browser{"s": "x"}.request(t), httptest.NewRecorder()
+	session, err := store.Get(r, "s")
+	wantText(t, err, "redistore: no Store")
+	_, err = store.New(r, "s")
+	wantText(t, err, "redistore: no Store")
+	for _, save := range []func(*http.Request, http.ResponseWriter, *sessions.Session) error{store.Save, store.Renew, store.Touch} {
+		wantText(t, save(r, w, session), "redistore: no Store")
+	}
+	wantText(t, store.Update(r, w, "s", nil), "redistore: no Store")
+}
+
 // TestLimitOutlivesTheClient: who hangs up after the login does not keep one device more.
 func TestLimitOutlivesTheClient(t *testing.T) {
 	onStores(t, func(t *testing.T, x trial) {

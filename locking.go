@@ -195,7 +195,12 @@ func (l *LockingStore) locker() *lock.Locker {
 // bound is Wait and, for the last attempt, the time that a command may take.
 func (l *LockingStore) bound() time.Duration { return max(l.Wait, l.Wait+timeout) } // which may overflow
 
-func (l *LockingStore) parts() (*Store, *LockingStore) { return l.Store, l }
+func (l *LockingStore) parts() (*Store, *LockingStore) {
+	if l == nil {
+		return nil, nil // which check refuses
+	}
+	return l.Store, l
+}
 
 // records are the store's, each with a lock. A write may wait for the lock once the index
 // knows of it.
