@@ -148,7 +148,9 @@ func (r *Redis) Request(method, target string, body io.Reader, cookies ...*http.
 // Serve runs a handler as net/http does: when it has returned, the request's context ends,
 // which is what unlocks a session that was loaded through a [redistore.LockingStore] and not
 // saved. A request that is served again, also at the same time, is another one. What the
-// test itself has loaded in it, the handler does not see: give it a [Redis.Cookie].
+// test itself has loaded in it, the handler does not see: give it a [Redis.Cookie]. What the
+// test has loaded through a LockingStore and not saved is locked until the test ends: the
+// handler waits for it, and gets [redistore.ErrLocked].
 func (r *Redis) Serve(handler http.Handler, request *http.Request) *httptest.ResponseRecorder {
 	ctx, end := context.WithCancel(unread{request.Context()})
 	defer end()
