@@ -198,6 +198,10 @@ func (s *Store) MaxAge(age int) {
 // An ID that Redis does not know (expired, logged out) is never adopted: the
 // session is new and Save will make a new ID. That is no error. For those that are,
 // see the package's documentation.
+//
+// All sessions of a request are loaded with the context of its first Get, which is how
+// gorilla's registry works. A copy of the request that has a later or an earlier end, as a
+// job's that goes on, calls New.
 func (s *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 	session, err := sessions.GetRegistry(r).Get(s, name)
 	st := stateOf(session)
