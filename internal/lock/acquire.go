@@ -103,7 +103,7 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 		longest, _ := n.waker.idleTime()
 		var queue int64
 		if a.Wait > 0 {
-			queue = millis(4 * longest)
+			queue = millis(4 * longest) // longer than it takes to ask again
 		}
 		reply, err := question(queue)
 		left, locked := reply.(int64)
