@@ -266,7 +266,8 @@ func (l *LockingStore) replace(ctx context.Context, c *call, rec record, old []s
 	w := lock.Write{Want: l.want(old[0]), Mark: db.mark(old[0]), Marked: renewed}
 	if db.single() {
 		w.Prelude = movePrelude
-		w.Keys, w.Args = db.move(rec, old[1:], rand.Text())
+		keys, args := db.move(rec, old[1:], rand.Text())
+		w.Keys, w.Args = keys, append([]any{old[0]}, args...)
 	} else if err := db.create(ctx, rec); err != nil {
 		return err
 	}
@@ -277,11 +278,10 @@ func (l *LockingStore) replace(ctx context.Context, c *call, rec record, old []s
 		return failed("renew", err)
 	}
 	c.state.seen = lock.Created(rec.data)
-	over := old[1:]
 	if !db.single() {
-		over = db.endPlanted(ctx, over, rand.Text())
+		over := db.endPlanted(ctx, old[1:], rand.Text())
+		db.remove(ctx, rec.owner, append(over, old[0])...)
 	}
-	db.remove(ctx, rec.owner, append(over, old[0])...)
 	return nil
 }
 

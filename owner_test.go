@@ -179,6 +179,13 @@ func TestOwnersCost(t *testing.T) {
 			must(t, s.Save(r, httptest.NewRecorder()))
 		}
 		equal(t, "Save with the lock", rec.take(), "evalsha")
+		s, r := load(t, locking, b)
+		old, w := s.ID, httptest.NewRecorder()
+		rec.take()
+		must(t, locking.Renew(r, w, s))
+		b.keep(w)
+		equal(t, "Renew with the lock", rec.take(), "eval")
+		wantErr(t, srv.admin.ZScore(t.Context(), store.records().index("ann"), old).Err(), redis.Nil)
 
 		store.IdleTimeout = time.Minute
 		for range 2 { // Redis gets to know the script

@@ -82,7 +82,7 @@ var (
 
 	// What a locked write does beside its own.
 	listPrelude = lock.NewPrelude("remember(KEYS[6], ARGV[11], tonumber(ARGV[12]))", indexLua)
-	movePrelude = lock.NewPrelude("move(6, 11)", indexLua, moveLua)
+	movePrelude = lock.NewPrelude(`move(6, 12); forget(KEYS[7], ARGV[12] ~= "", ARGV[11])`, indexLua, moveLua) // the one that the write deletes
 )
 
 func (db records) key(id string) string { return db.prefix + id }
