@@ -152,6 +152,8 @@ type trial struct {
 	faults map[string]int
 	told   []string // what was done when
 
+	undo []func(context.Context, *redis.Client) error // what ends the last fault
+
 	primaries string // as they were watched last
 	watched   int64
 	begun     int64 // when the last fault was over
@@ -202,7 +204,7 @@ func run(t *testing.T, s *site, store string, seed uint64, length time.Duration,
 		x.watch() // a machine that is busy may fail over by itself
 		began := now()
 		f.do(x)
-		topology.Wait(t, "all servers are back in their roles after "+f.name, s.healthy)
+		x.settle(f.name)
 		x.history.faults = append(x.history.faults, window{began, now()})
 		x.told = append(x.told, fmt.Sprintf("%s, until %d; then the primaries are %s", f.name, now(), s.roles()))
 		if f.handsOver {

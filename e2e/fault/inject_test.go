@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -66,12 +67,9 @@ var (
 	}}
 
 	fillMemory = fault{name: "memory full", do: func(x *trial) {
-		set := func(bytes string) {
-			x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ConfigSet(ctx, "maxmemory", bytes).Err() })
-		}
-		set("1")
+		x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ConfigSet(ctx, "maxmemory", "1").Err() })
 		x.calm(50*time.Millisecond, 200*time.Millisecond)
-		set("0")
+		x.putBack(func(ctx context.Context, c *redis.Client) error { return c.ConfigSet(ctx, "maxmemory", "0").Err() })
 	}}
 
 	pauseClient = fault{name: "client stopped", do: func(x *trial) {
@@ -112,25 +110,25 @@ var (
 			sum := sha256.Sum256([]byte(fmt.Sprint("owner", x.rng.IntN(owners))))
 			planted = append(planted, "session_owner:"+hex.EncodeToString(sum[:]))
 		}
-		each := func(script string) {
-			for _, index := range planted {
-				x.onPrimaries(func(ctx context.Context, c *redis.Client) error {
+		each := func(script string) func(context.Context, *redis.Client) error {
+			return func(ctx context.Context, c *redis.Client) error {
+				for _, index := range planted {
 					err := c.Eval(ctx, script, []string{index, "{" + index + "}:aside"}).Err()
-					if redis.HasErrorPrefix(err, "MOVED") {
-						return nil
+					if err != nil && !redis.HasErrorPrefix(err, "MOVED ") { // it is another server's
+						return err
 					}
-					return err
-				})
+				}
+				return nil
 			}
 		}
-		each(`if redis.call("TYPE", KEYS[1]).ok == "zset" then
+		x.onPrimaries(each(`if redis.call("TYPE", KEYS[1]).ok == "zset" then
 	redis.call("RENAME", KEYS[1], KEYS[2])
 	redis.call("SET", KEYS[1], "planted")
 end
-return 1`)
+return 1`))
 		x.calm(100*time.Millisecond, 300*time.Millisecond)
-		each(`if redis.call("EXISTS", KEYS[2]) == 1 then redis.call("RENAME", KEYS[2], KEYS[1]) end
-return 1`)
+		x.putBack(each(`if redis.call("EXISTS", KEYS[2]) == 1 then redis.call("RENAME", KEYS[2], KEYS[1]) end
+return 1`))
 	}}
 
 	// What expires soonest is evicted: first what stands beside the sessions, then ballast,
@@ -337,28 +335,49 @@ func (x *trial) toxicFor(from, to time.Duration, kinds ...string) {
 	}
 }
 
-// onPrimaries waits for replicas where a primary refuses to write without them.
+// onPrimaries does something, which may be done twice, to those who take writes. It waits where one
+// lacks replicas, or has just been replaced.
 func (x *trial) onPrimaries(do func(context.Context, *redis.Client) error) {
-	for _, n := range x.site.primaries() {
-		for tries := 0; ; tries++ {
-			err := do(context.Background(), direct(n))
-			if tries == 100 || !redis.HasErrorPrefix(err, "NOREPLICAS ") {
+	for tries := 0; ; tries++ {
+		var err error
+		for _, n := range x.site.primaries() {
+			err = cmp.Or(do(context.Background(), direct(n)), err)
+		}
+		if tries == 100 || !redis.HasErrorPrefix(err, "NOREPLICAS ") && !redis.HasErrorPrefix(err, "READONLY ") {
+			must(x.t, err)
+			return
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// putBack ends a fault, see settle.
+func (x *trial) putBack(undo func(context.Context, *redis.Client) error) {
+	x.onPrimaries(undo)
+	x.undo = append(x.undo, undo)
+}
+
+// settle waits until all servers are back in their roles, and then ends the fault once more, on
+// each of them: one that has taken over meanwhile, or was replaced, may have it still.
+func (x *trial) settle(fault string) {
+	topology.Wait(x.t, "all servers are back in their roles after "+fault, x.site.healthy)
+	for _, undo := range x.undo {
+		for _, n := range x.site.nodes {
+			if err := undo(context.Background(), direct(n)); !redis.HasErrorPrefix(err, "READONLY ") {
 				must(x.t, err)
-				break
 			}
-			time.Sleep(200 * time.Millisecond)
 		}
 	}
+	x.undo = nil
 }
 
 // deny takes rights away from the clients, for a while.
 func (x *trial) deny(rules ...string) {
-	set := func(rules []string) {
-		x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ACLSetUser(ctx, "default", rules...).Err() })
-	}
-	set(rules)
+	x.onPrimaries(func(ctx context.Context, c *redis.Client) error { return c.ACLSetUser(ctx, "default", rules...).Err() })
 	x.calm(100*time.Millisecond, 400*time.Millisecond)
-	set([]string{"allkeys", "allchannels", "allcommands"})
+	x.putBack(func(ctx context.Context, c *redis.Client) error {
+		return c.ACLSetUser(ctx, "default", "allkeys", "allchannels", "allcommands").Err()
+	})
 }
 
 // stopWaiter takes a session's lock and stops a process that waits for it. It returns nil if
