@@ -100,9 +100,10 @@ func (a *attempt) ask(ctx context.Context, question func(queue int64) (any, erro
 	n := notice{waker: &a.locker.waker, key: a.Key}
 	defer n.close()
 	for {
-		longest, _ := n.waker.idleTime()
+		var longest time.Duration
 		var queue int64
 		if a.Wait > 0 {
+			longest = n.waker.idleTime()
 			queue = millis(4 * longest) // longer than it takes to ask again
 		}
 		reply, err := question(queue)

@@ -447,7 +447,7 @@ func TestAnEarlyWakeUpCounts(t *testing.T) {
 	l, client := s.process(t)
 	warm, _ := acquire(t, holder, "k") // so that l has subscribed
 	go func() {
-		eventually(t, "it has subscribed", func() bool { return subscribed(l) })
+		eventually(t, "it has subscribed", func() bool { return l.waker.hears() })
 		warm.Release()
 	}()
 	first, _ := acquire(t, l, "k")
@@ -489,7 +489,7 @@ func TestALostSubscriptionIsMadeUpFor(t *testing.T) {
 			lease.Release()
 			got <- true
 		}()
-		eventually(t, "it has subscribed", func() bool { return subscribed(other) })
+		eventually(t, "it has subscribed", func() bool { return other.waker.hears() })
 		must(t, s.admin.Do(t.Context(), "CLIENT", "KILL", "TYPE", "pubsub").Err())
 		_, err := write(l, "k", lease, v.Version, "1")
 		must(t, err)
@@ -545,12 +545,6 @@ func TestNothingIsLeft(t *testing.T) {
 	clientOne.Close()
 	clientTwo.Close()
 	eventually(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= before+2 })
-}
-
-// subscribed tells whether the process is woken.
-func subscribed(l *Locker) bool {
-	_, heard := l.waker.idleTime()
-	return heard
 }
 
 // TestALockThatIsTakenLateIsGivenBack: Redis stops, the request that locks is in its socket,

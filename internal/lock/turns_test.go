@@ -100,7 +100,7 @@ func TestAConflictLeavesTheQueue(t *testing.T) {
 		must(t, err)
 		lease := <-got
 		wantErr(t, <-conflict, ErrConflict)
-		time.Sleep(100 * time.Millisecond)
+		noLine(t, l)
 		equal(t, "in the queue", s.admin.LLen(t.Context(), Beside("k", ":queue")).Val(), 0)
 		lease.Release()
 	})
@@ -114,9 +114,8 @@ func TestAWriteOfAFreeLockTakesItsTurn(t *testing.T) {
 	l, _ := s.process(t)
 	other, client := s.process(t)
 	later := make(chan struct{})
-	var asked atomic.Int32
 	client.AddHook(hook(func(_ context.Context, cmd redis.Cmder, send func() error) error {
-		if cmd.Name() == "evalsha" && asked.Add(1) > 0 {
+		if cmd.Name() == "evalsha" {
 			<-later
 		}
 		return send()
@@ -136,7 +135,7 @@ func TestAWriteOfAFreeLockTakesItsTurn(t *testing.T) {
 	}()
 	s.queued(t, 2)
 	must(t, <-written)
-	time.Sleep(50 * time.Millisecond)
+	noLine(t, l)
 	start := time.Now()
 	close(later)
 	must(t, <-got)
@@ -174,7 +173,7 @@ func TestWhoLeavesWhileAnotherGivesUpLeavesNoPlace(t *testing.T) {
 		<-gone
 		<-gone
 		close(proceed)
-		eventually(t, "the line is gone", func() bool { return l.Stats().Held == 0 })
+		noLine(t, l)
 		equal(t, "in the queue", s.admin.LLen(t.Context(), Beside("k", ":queue")).Val(), 0)
 		held.Release()
 	})
@@ -194,7 +193,7 @@ func TestAPlaceOutlivesThePause(t *testing.T) {
 			for i := range 20000 {
 				l.waker.add(strconv.Itoa(i))
 			}
-			eventually(t, "it has subscribed", func() bool { return subscribed(l) })
+			eventually(t, "it has subscribed", func() bool { return l.waker.hears() })
 		}
 		return err
 	}))

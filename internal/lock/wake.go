@@ -179,11 +179,18 @@ func (w *waker) wake(key string) {
 	w.early[key] = time.Now()
 }
 
-// idleTime is the longest pause of one who is woken, and tells whether wake-ups come.
-func (w *waker) idleTime() (longest time.Duration, subscribed bool) {
+// idleTime is the longest pause of one who is woken.
+func (w *waker) idleTime() time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return max(maxIdle, time.Duration(len(w.waiting))*idleShare), w.heard
+	return max(maxIdle, time.Duration(len(w.waiting))*idleShare)
+}
+
+// hears tells whether wake-ups come.
+func (w *waker) hears() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.heard
 }
 
 // A notice is what one who waits for a lock hears.
@@ -203,8 +210,8 @@ func (n *notice) wait(ctx context.Context, rest, left, longest time.Duration) bo
 		n.woken = n.waker.add(n.key)
 	}
 	first, last := minPoll, maxPoll
-	_, subscribed := n.waker.idleTime()
-	if subscribed = subscribed && left > 0; subscribed {
+	subscribed := left > 0 && n.waker.hears()
+	if subscribed {
 		first, last = longest/4, longest
 	}
 	pause := jitter(min(last, first<<min(n.asked, 10)))

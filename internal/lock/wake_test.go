@@ -71,7 +71,7 @@ func TestALockThatRanOutIsNoMissedWakeUp(t *testing.T) {
 	lease, _ := acquire(t, holder, "k")
 	done := make(chan struct{})
 	go func() { defer close(done); change(t, l, "k", "1") }()
-	eventually(t, "it has subscribed", func() bool { return subscribed(l) })
+	eventually(t, "it has subscribed", func() bool { return l.waker.hears() })
 	lease.Release()
 	<-done
 	equal(t, "unwoken", l.Stats().Unwoken, 0)
@@ -81,7 +81,7 @@ func TestALockThatRanOutIsNoMissedWakeUp(t *testing.T) {
 	must(t, err)
 	change(t, l, "k", "2")
 	equal(t, "unwoken", l.Stats().Unwoken, 0)
-	equal(t, "subscribed", subscribed(l), true)
+	equal(t, "subscribed", l.waker.hears(), true)
 }
 
 // TestWhatIsSentInTheBackgroundEnds as a client's ReadTimeout may be off: Redis does not answer
