@@ -11,13 +11,12 @@ import (
 )
 
 // A breaker is a hook that, once open, lets nothing through, as a circuit breaker does.
-type breaker struct{ open atomic.Bool }
+type breaker struct {
+	hook
+	open atomic.Bool
+}
 
 var errOpen = errors.New("circuit breaker is open")
-
-func (b *breaker) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (b *breaker) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 
 func (b *breaker) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
@@ -34,14 +33,14 @@ func TestAHookThatLetsNothingThrough(t *testing.T) {
 	srv := startRedis(t)
 	for name, client := range srv.clients(t) {
 		t.Run(name, func(t *testing.T) {
-			hook := &breaker{}
+			breaker := &breaker{}
 			if ring, ok := client.(*redis.Ring); ok {
 				_ = ring.ForEachShard(t.Context(), func(_ context.Context, shard *redis.Client) error {
-					shard.AddHook(hook)
+					shard.AddHook(breaker)
 					return nil
 				})
 			} else if c, ok := client.(interface{ AddHook(redis.Hook) }); ok {
-				c.AddHook(hook)
+				c.AddHook(breaker)
 			}
 			store := New(client, hashKey)
 			owner := "user:" + name
@@ -51,7 +50,7 @@ func TestAHookThatLetsNothingThrough(t *testing.T) {
 				SetOwner(s, owner)
 				must(t, store.Renew(nil, httptest.NewRecorder(), s))
 			}
-			hook.open.Store(true)
+			breaker.open.Store(true)
 			n := 0
 			for s, err := range store.Sessions(t.Context(), owner) {
 				n++

@@ -267,8 +267,8 @@ func TestALockingStoreThatIsNilIsAnError(t *testing.T) {
 	wantText(t, err, "redistore: no Store")
 	_, err = store.New(r, "s")
 	wantText(t, err, "redistore: no Store")
-	for _, save := range []func(*http.Request, http.ResponseWriter, *sessions.Session) error{store.Save, store.Renew, store.Touch} {
-		wantText(t, save(r, w, session), "redistore: no Store")
+	for _, write := range []writeFunc{store.Save, store.Renew, store.Touch} {
+		wantText(t, write(r, w, session), "redistore: no Store")
 	}
 	wantText(t, store.Update(r, w, "s", nil), "redistore: no Store")
 }

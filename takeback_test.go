@@ -5,14 +5,16 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
 )
 
 // A stuck hook has the scripts on one key wait until their time is over, as a server does that
 // was stopped.
-type stuck struct{ key atomic.Value }
-
-func (h *stuck) DialHook(next redis.DialHook) redis.DialHook { return next }
+type stuck struct {
+	hook
+	key atomic.Value
+}
 
 func (h *stuck) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
@@ -24,35 +26,27 @@ func (h *stuck) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-func (h *stuck) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
 // TestARenewThatFailsLeavesNoSession in the owner's index, where the old session's server takes
 // all of the call's time: a session that nobody uses would be one of Limit's.
 func TestARenewThatFailsLeavesNoSession(t *testing.T) {
 	for _, locked := range []bool{false, true} {
 		t.Run(map[bool]string{false: "plain", true: "locked"}[locked], func(t *testing.T) {
 			t.Parallel()
-			hook := &stuck{}
-			hook.key.Store("")
+			stuck := &stuck{}
+			stuck.key.Store("")
 			ring := startRedis(t).ring(t)
-			ring.AddHook(hook)
+			ring.AddHook(stuck)
 			plain := New(ring, hashKey)
 			lock := NewLockingStore(plain)
 			lock.Wait = 0
-			b := browser{}
-			s, r, w := b.get(t, plain)
+			store, renew := sessions.Store(plain), plain.Renew
 			if locked {
-				s, r, w = b.get(t, lock)
+				store, renew = lock, lock.Renew
 			}
+			s, r, w := browser{}.get(t, store)
 			SetOwner(s, "ann")
 			must(t, s.Save(r, w))
-			hook.key.Store("session_" + s.ID)
-			renew := plain.Renew
-			if locked {
-				renew = lock.Renew
-			}
+			stuck.key.Store("session_" + s.ID)
 			wantErr(t, renew(r, w, s), context.DeadlineExceeded)
 			eventually(t, "the owner has the old session only", func() bool {
 				var ids []string

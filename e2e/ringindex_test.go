@@ -1,12 +1,9 @@
 package e2e
 
 import (
-	"context"
 	"net/http/httptest"
 	"testing"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/redistore/redistore"
 	"github.com/redistore/redistore/e2e/topology"
@@ -19,17 +16,7 @@ import (
 func TestAShardThatIsDownKeepsItsOwners(t *testing.T) {
 	for name, keeps := range map[string]bool{"by default": false, "as docs/production.md has it": true} {
 		t.Run(name, func(t *testing.T) {
-			nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
-			options := &redis.RingOptions{
-				Addrs:                 map[string]string{"one": nodes[0].Addr, "two": nodes[1].Addr},
-				HeartbeatFrequency:    10 * time.Millisecond,
-				ContextTimeoutEnabled: true,
-			}
-			if keeps {
-				options.HeartbeatFn = func(context.Context, *redis.Client) bool { return true }
-			}
-			ring := redis.NewRing(options)
-			defer ring.Close()
+			nodes, ring := ringOfTwo(t, keeps)
 			store := redistore.New(ring, hashKey)
 			at := make([]int, 2)
 			for at[0] == 0 || at[1] == 0 {

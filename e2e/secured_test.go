@@ -49,11 +49,7 @@ func TestTheACLRuleIsEnoughAndNotMore(t *testing.T) {
 	admin := server.Client()
 	as := func(rule []string) *redis.Client {
 		t.Helper()
-		args := []any{"ACL", "SETUSER", rule[0], "reset"}
-		for _, r := range rule[1:] {
-			args = append(args, r)
-		}
-		must(t, admin.Do(t.Context(), args...).Err())
+		must(t, admin.ACLSetUser(t.Context(), rule[0], append([]string{"reset"}, rule[1:]...)...).Err())
 		client := redis.NewClient(&redis.Options{Addr: server.Addr, Username: rule[0], Password: "password", MaxRetries: -1, ContextTimeoutEnabled: true})
 		t.Cleanup(func() { client.Close() })
 		return client
@@ -89,11 +85,7 @@ func TestTheACLRuleWithOptions(t *testing.T) {
 		"+client|setname": func(o *redis.Options) { o.ClientName = "app" },
 	} {
 		for _, rule := range [][]string{aclRule(t), append(aclRule(t), right)} {
-			args := []any{"ACL", "SETUSER", rule[0], "reset"}
-			for _, r := range rule[1:] {
-				args = append(args, r)
-			}
-			must(t, server.Client().Do(t.Context(), args...).Err())
+			must(t, server.Client().ACLSetUser(t.Context(), rule[0], append([]string{"reset"}, rule[1:]...)...).Err())
 			o := &redis.Options{Addr: server.Addr, Username: rule[0], Password: "password", ContextTimeoutEnabled: true}
 			change(o)
 			client := redis.NewClient(o)
@@ -111,11 +103,7 @@ func TestTheACLRuleOnACluster(t *testing.T) {
 	rule := append(aclRule(t), "+cluster|slots", "+command")
 	nodes := topology.Cluster(t, 3, 0)
 	for _, n := range nodes {
-		args := []any{"ACL", "SETUSER"}
-		for _, r := range rule {
-			args = append(args, r)
-		}
-		must(t, n.Client().Do(t.Context(), args...).Err())
+		must(t, n.Client().ACLSetUser(t.Context(), rule[0], rule[1:]...).Err())
 	}
 	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: topology.Addrs(nodes), Username: rule[0], Password: "password", ContextTimeoutEnabled: true})
 	defer client.Close()

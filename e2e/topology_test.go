@@ -231,17 +231,7 @@ func TestAFailoverNeedsNoRestart(t *testing.T) {
 func TestAShardThatIsDownKeepsItsSessions(t *testing.T) {
 	for name, keeps := range map[string]bool{"by default": false, "as docs/production.md has it": true} {
 		t.Run(name, func(t *testing.T) {
-			nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
-			options := &redis.RingOptions{
-				Addrs:                 map[string]string{"one": nodes[0].Addr, "two": nodes[1].Addr},
-				HeartbeatFrequency:    10 * time.Millisecond,
-				ContextTimeoutEnabled: true,
-			}
-			if keeps {
-				options.HeartbeatFn = func(context.Context, *redis.Client) bool { return true }
-			}
-			ring := redis.NewRing(options)
-			defer ring.Close()
+			nodes, ring := ringOfTwo(t, keeps)
 			store := redistore.New(ring, hashKey)
 			b := browser{}
 			s, r, end := b.get(t, store)
@@ -275,6 +265,23 @@ func TestAShardThatIsDownKeepsItsSessions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// ringOfTwo has a HeartbeatFn if it is to keep the keys of a shard that is down.
+func ringOfTwo(t *testing.T, keeps bool) ([]*topology.Node, *redis.Ring) {
+	t.Helper()
+	nodes := []*topology.Node{topology.Start(t, topology.Durable...), topology.Start(t, topology.Durable...)}
+	options := &redis.RingOptions{
+		Addrs:                 map[string]string{"one": nodes[0].Addr, "two": nodes[1].Addr},
+		HeartbeatFrequency:    10 * time.Millisecond,
+		ContextTimeoutEnabled: true,
+	}
+	if keeps {
+		options.HeartbeatFn = func(context.Context, *redis.Client) bool { return true }
+	}
+	ring := redis.NewRing(options)
+	t.Cleanup(func() { ring.Close() })
+	return nodes, ring
 }
 
 func shards(ring *redis.Ring, want int) func() error {

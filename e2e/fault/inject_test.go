@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -440,31 +439,14 @@ func (x *trial) takenOver(old *topology.Node) {
 	})
 }
 
-// moveSlot moves a slot as CLUSTER SETSLOT's documentation has it, with a pause in its
-// midst.
+// moveSlot moves a slot with a pause in its midst.
 func (x *trial) moveSlot(slot int64, from, to *topology.Node) {
-	ctx := context.Background()
-	source, target := direct(from), direct(to)
-	sourceID, targetID := source.ClusterMyID(ctx).Val(), target.ClusterMyID(ctx).Val()
-	must(x.t, target.Do(ctx, "cluster", "setslot", slot, "importing", sourceID).Err())
-	must(x.t, source.Do(ctx, "cluster", "setslot", slot, "migrating", targetID).Err())
-	x.calm(0, 20*time.Millisecond)
-	host, port, _ := net.SplitHostPort(to.Addr)
-	for {
-		keys, err := source.ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
-		must(x.t, err)
-		if len(keys) == 0 {
-			break
-		}
-		must(x.t, source.Migrate(ctx, host, port, keys[0], 0, time.Second).Err())
-		x.calm(0, 20*time.Millisecond)
-	}
-	for _, c := range []*redis.Client{target, source} {
-		must(x.t, c.Do(ctx, "cluster", "setslot", slot, "node", targetID).Err())
-	}
+	settle := topology.MoveKeys(x.t, slot, direct(from), direct(to), func() { x.calm(0, 20*time.Millisecond) })
+	var all []*redis.Client
 	for _, n := range x.site.primaries() {
-		must(x.t, direct(n).Do(ctx, "cluster", "setslot", slot, "node", targetID).Err())
+		all = append(all, direct(n))
 	}
+	settle(all...)
 }
 
 // A proxy stands between the clients and one server.

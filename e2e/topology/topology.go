@@ -119,6 +119,34 @@ func Addrs(nodes []*Node) (addrs []string) {
 	return addrs
 }
 
+// MoveKeys moves a slot's keys to another node, as CLUSTER SETSLOT's documentation has it, and
+// pauses after each step. What it returns tells nodes that the slot itself has moved: the new
+// one first, then the old.
+func MoveKeys(t testing.TB, slot int64, source, target *redis.Client, pause func()) (settle func(others ...*redis.Client)) {
+	t.Helper()
+	ctx := context.Background()
+	sourceID, targetID := source.ClusterMyID(ctx).Val(), target.ClusterMyID(ctx).Val()
+	must(t, target.Do(ctx, "cluster", "setslot", slot, "importing", sourceID).Err())
+	must(t, source.Do(ctx, "cluster", "setslot", slot, "migrating", targetID).Err())
+	pause()
+	host, port, _ := net.SplitHostPort(target.Options().Addr)
+	for {
+		keys, err := source.ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
+		must(t, err)
+		if len(keys) == 0 {
+			break
+		}
+		must(t, source.Migrate(ctx, host, port, keys[0], 0, time.Second).Err())
+		pause()
+	}
+	return func(others ...*redis.Client) {
+		t.Helper()
+		for _, c := range append([]*redis.Client{target, source}, others...) {
+			must(t, c.Do(ctx, "cluster", "setslot", slot, "node", targetID).Err())
+		}
+	}
+}
+
 // MasterName is what the Sentinels call the primary.
 const MasterName = "mymaster"
 
