@@ -69,6 +69,8 @@ func startProcesses(n int) (all []*process, stop func(), err error) {
 	stop = func() {
 		for _, p := range all {
 			p.in.Close() // it ends with its input
+		}
+		for _, p := range all {
 			p.cmd.Wait()
 		}
 	}
