@@ -34,7 +34,7 @@ import (
 )
 
 var (
-	each = flag.Duration("each", 4*time.Second, "how long one topology is put under fault in one round")
+	each = flag.Duration("each", 5*time.Second, "how long one topology is put under fault in one round")
 	all  = flag.Duration("for", 0, "go on with rounds of random seeds for so long; 0: one with a fixed seed and one with a random one")
 	seed = flag.Uint64("seed", 0, "one round with this seed")
 	only = flag.String("only", "", "faults whose name contains this")
