@@ -6,7 +6,6 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/gorilla/sessions"
 )
@@ -26,11 +25,12 @@ func TestUpdatesOfCopiesShareNoLock(t *testing.T) {
 			must(t, err)
 		}
 		var all sync.WaitGroup
+		var first sync.Once
 		for _, c := range copies {
 			all.Go(func() {
 				err := store.Update(c, httptest.NewRecorder(), "s", func(s *sessions.Session) error {
 					s.Values["n"] = count(s) + 1
-					time.Sleep(50 * time.Millisecond)
+					first.Do(func() { eventually(t, "the other has come", func() bool { return updates.most() == len(copies) }) })
 					return nil
 				})
 				if err != nil {
@@ -40,6 +40,16 @@ func TestUpdatesOfCopiesShareNoLock(t *testing.T) {
 		}
 		all.Wait()
 	}
+}
+
+// most is how many Updates the requester has that has the most of them.
+func (ts *turns) most() (n int) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for _, t := range ts.all {
+		n = max(n, t.users)
+	}
+	return n
 }
 
 // TestUpdateWithinUpdateKnowsCopies has fn call Update with a copy that was made before anything

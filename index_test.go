@@ -232,43 +232,41 @@ func write(over keeper, r *http.Request, do writeFunc) error {
 }
 
 // TestReadsDoNotCarryASessionOutOfItsIndex has Redis be full, so that reads succeed and the
-// index cannot be told of them. IdleTimeout lets each read prolong the session.
+// index cannot be told of them. IdleTimeout lets each read prolong the session. miniredis is
+// never full, and its sorted sets do not follow its time.
 func TestReadsDoNotCarryASessionOutOfItsIndex(t *testing.T) {
-	onServers(t, func(t *testing.T, srv *server) {
-		if srv.mini != nil {
-			t.Skip("miniredis is never full, and its sorted sets do not follow its time")
-		}
-		for _, locked := range []bool{false, true} {
-			t.Run(fmt.Sprintf("locked=%t", locked), func(t *testing.T) {
-				must(t, srv.admin.FlushDB(t.Context()).Err())
-				x := newTrial(t, srv, locked)
-				x.plain.IdleTimeout = time.Hour
-				b := loginAs(t, x.plain, "ann")
-				index := x.plain.records().index("ann")
-				for n := range 5 {
-					// Time passes, for the index' scores too.
-					const step = 50 * time.Minute
-					srv.forward(t, step)
-					for _, e := range srv.admin.ZRangeWithScores(t.Context(), index, 0, -1).Val() {
-						must(t, srv.admin.ZIncrBy(t.Context(), index, -step.Seconds(), e.Member.(string)).Err())
-					}
-					before := srv.dump(t)
-					must(t, srv.admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
-					r, end := b.lived(t)
-					if s, err := x.over.Get(r, "s"); err != nil || !s.IsNew {
-						wantErr(t, err, ErrNotLoaded)
-						equal(t, "values", len(s.Values), 0)
-						x.refuses(t, r, s, ErrNotLoaded)
-					}
-					end()
-					srv.free(t)
-					must(t, srv.admin.ConfigSet(t.Context(), "maxmemory", "0").Err())
-					equal(t, "what Redis holds", srv.dump(t), before)
-					srv.covered(t, fmt.Sprintf("after %d reads that failed", n+1), x.plain, "ann", 0)
+	t.Parallel()
+	srv := startRedis(t)
+	for _, locked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("locked=%t", locked), func(t *testing.T) {
+			must(t, srv.admin.FlushDB(t.Context()).Err())
+			x := newTrial(t, srv, locked)
+			x.plain.IdleTimeout = time.Hour
+			b := loginAs(t, x.plain, "ann")
+			index := x.plain.records().index("ann")
+			for n := range 5 {
+				// Time passes, for the index' scores too.
+				const step = 50 * time.Minute
+				srv.forward(t, step)
+				for _, e := range srv.admin.ZRangeWithScores(t.Context(), index, 0, -1).Val() {
+					must(t, srv.admin.ZIncrBy(t.Context(), index, -step.Seconds(), e.Member.(string)).Err())
 				}
-			})
-		}
-	})
+				before := srv.dump(t)
+				must(t, srv.admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
+				r, end := b.lived(t)
+				if s, err := x.over.Get(r, "s"); err != nil || !s.IsNew {
+					wantErr(t, err, ErrNotLoaded)
+					equal(t, "values", len(s.Values), 0)
+					x.refuses(t, r, s, ErrNotLoaded)
+				}
+				end()
+				srv.free(t)
+				must(t, srv.admin.ConfigSet(t.Context(), "maxmemory", "0").Err())
+				equal(t, "what Redis holds", srv.dump(t), before)
+				srv.covered(t, fmt.Sprintf("after %d reads that failed", n+1), x.plain, "ann", 0)
+			}
+		})
+	}
 }
 
 // TestAnOwnersSessionIsWrittenInOneStepOrTwo shows which clients need two, and that the
