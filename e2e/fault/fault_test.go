@@ -156,7 +156,7 @@ type trial struct {
 
 	primaries string // as they were watched last
 	watched   int64
-	begun     int64 // when the last fault was over
+	begun     int64 // the last second, after all faults
 
 	history history
 	strays  []string // sessions that outlive their owner's index
@@ -213,16 +213,31 @@ func run(t *testing.T, s *site, store string, seed uint64, length time.Duration,
 		x.watch()
 		x.locks()
 	}
-	x.watch()
-	x.begun = now()
-	x.calm(time.Second, time.Second)
+	x.lastSecond()
 	x.dismiss()
+	x.settle("the last call") // a server may have failed over since
+	x.watch()
 	x.collect()
 	x.cleanUp()
 	x.verdict = x.history.check()
 	x.verdict.strays = x.strays
 	x.times()
 	return x
+}
+
+// lastSecond is one in which all servers are well: on a machine that is busy, they may fail over
+// by themselves.
+func (x *trial) lastSecond() {
+	topology.Wait(x.t, "a second passes without a failover", func() error {
+		x.settle("the last fault")
+		x.watch()
+		x.begun = now()
+		x.calm(time.Second, time.Second)
+		if before := x.primaries; x.site.roles() != before {
+			return fmt.Errorf("the primaries were %s, and are %s", before, x.site.roles())
+		}
+		return x.site.healthy()
+	})
 }
 
 // watch notes a failover since it last looked.

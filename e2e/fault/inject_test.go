@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -82,11 +83,15 @@ var (
 	}}
 
 	// Who waits for a lock is woken by a message. Those are lost with the connections on which
-	// they come.
+	// they come. Sentinels, which name theirs, keep them: without, they take the server for dead.
 	loseWakeUps = fault{name: "wake-ups lost", do: func(x *trial) {
 		for range 20 {
 			x.onPrimaries(func(ctx context.Context, c *redis.Client) error {
-				return c.ClientKillByFilter(ctx, "TYPE", "pubsub", "SKIPME", "yes").Err()
+				list, err := c.Do(ctx, "client", "list", "type", "pubsub").Text()
+				for _, subscriber := range unnamed.FindAllStringSubmatch(list, -1) {
+					err = cmp.Or(err, c.ClientKillByFilter(ctx, "ID", subscriber[1]).Err())
+				}
+				return err
 			})
 			x.calm(5*time.Millisecond, 25*time.Millisecond)
 		}
@@ -300,6 +305,9 @@ return 1`))
 // onAny are the faults of every topology.
 var onAny = []fault{cutConnections, delay, dropReplies, halfReplies, flushScripts, killConnections, fillMemory, pauseClient, killClient,
 	lateAttempts, loseWakeUps, denyWakeUps, denyIndex, plantIndex, stopWaiter}
+
+// unnamed finds, in CLIENT LIST, the IDs of clients without a name.
+var unnamed = regexp.MustCompile(`(?m)^id=(\d+) .* name= `)
 
 func (x *trial) proxy() *proxy { return x.site.proxies[x.rng.IntN(len(x.site.proxies))] }
 

@@ -93,6 +93,15 @@ func sentinel(t *testing.T, args ...string) *site {
 	s := newSite(t, "sentinel", nodes, topology.Addrs(sentinels), askSentinel, killPrimary, pausePrimary, cutReplicas)
 	s.sentinels, s.length = sentinels, 2**each // a failover takes its time
 	s.healthy = func() error {
+		masters, err := s.masters()
+		if err != nil {
+			return err
+		}
+		for _, m := range masters { // one of them may be at a failover, or about to begin one
+			if m["flags"] != "master" {
+				return fmt.Errorf("a Sentinel takes the primary for %s", m["flags"])
+			}
+		}
 		primary, err := s.primary()
 		if err != nil {
 			return err
@@ -170,9 +179,8 @@ func role(n *topology.Node) string {
 	return "slave"
 }
 
-// primary is the server that all Sentinels name.
-func (s *site) primary() (*topology.Node, error) {
-	var named, why []string
+// masters is what each Sentinel says of the primary.
+func (s *site) masters() (said []map[string]string, err error) {
 	for _, n := range s.sentinels {
 		c := redis.NewSentinelClient(&redis.Options{Addr: n.Addr})
 		m, err := c.Master(context.Background(), topology.MasterName).Result()
@@ -180,13 +188,25 @@ func (s *site) primary() (*topology.Node, error) {
 		if err != nil {
 			return nil, err
 		}
-		named = append(named, net.JoinHostPort(m["ip"], m["port"]))
-		why = append(why, fmt.Sprintf("%s: %v", n.Addr, m))
+		said = append(said, m)
 	}
-	if len(slices.Compact(slices.Clone(named))) != 1 {
-		return nil, fmt.Errorf("the Sentinels do not agree:\n%s", strings.Join(why, "\n"))
+	return said, nil
+}
+
+// primary is the server that all Sentinels name.
+func (s *site) primary() (*topology.Node, error) {
+	masters, err := s.masters()
+	if err != nil {
+		return nil, err
 	}
-	i := slices.IndexFunc(s.nodes, func(n *topology.Node) bool { return n.Addr == named[0] })
+	named := map[string]bool{}
+	for _, m := range masters {
+		named[net.JoinHostPort(m["ip"], m["port"])] = true
+	}
+	if len(named) != 1 {
+		return nil, fmt.Errorf("the Sentinels do not agree: %v", masters)
+	}
+	i := slices.IndexFunc(s.nodes, func(n *topology.Node) bool { return named[n.Addr] })
 	return s.nodes[i], nil
 }
 
