@@ -233,8 +233,8 @@ func (x *trial) lastSecond() {
 		x.watch()
 		x.begun = now()
 		x.calm(time.Second, time.Second)
-		if before := x.primaries; x.site.roles() != before {
-			return fmt.Errorf("the primaries were %s, and are %s", before, x.site.roles())
+		if roles := x.site.roles(); roles != x.primaries {
+			return fmt.Errorf("the primaries were %s, and are %s", x.primaries, roles)
 		}
 		return x.site.healthy()
 	})

@@ -102,7 +102,7 @@ func sentinel(t *testing.T, args ...string) *site {
 				return fmt.Errorf("a Sentinel takes the primary for %s", m["flags"])
 			}
 		}
-		primary, err := s.primary()
+		primary, err := s.named(masters)
 		if err != nil {
 			return err
 		}
@@ -199,6 +199,10 @@ func (s *site) primary() (*topology.Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.named(masters)
+}
+
+func (s *site) named(masters []map[string]string) (*topology.Node, error) {
 	named := map[string]bool{}
 	for _, m := range masters {
 		named[net.JoinHostPort(m["ip"], m["port"])] = true
